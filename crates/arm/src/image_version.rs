@@ -1,0 +1,11 @@
+//! `Microsoft.Compute/galleries/images/versions`.
+
+mod parse;
+mod render;
+mod shape;
+
+pub use parse::parse;
+pub use render::{Expand, render};
+
+#[cfg(test)]
+mod tests;

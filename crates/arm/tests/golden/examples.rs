@@ -1,0 +1,170 @@
+//! Every PUT example of our types is accepted, and what it sets comes back.
+
+use arm::{ApiVersion, ArmError, Context, ResourceId, gallery, image_definition, image_template, image_version, virtual_machine};
+use model::gallery::Gallery;
+use model::image_definition::ImageDefinition;
+use model::image_template::ImageTemplate;
+use model::image_version::ImageVersion;
+use model::virtual_machine::VirtualMachine;
+use model::{GalleryName, ImageDefinitionName, ImageTemplateName, Region, Timestamp, VersionName, VmName};
+use serde_json::Value;
+
+use crate::data::{azure, fill, fill_text, leaves};
+
+/// A request's properties that no answer shows.
+const WRITE_ONLY: &[&str] = &[
+    "properties.osProfile.adminPassword",
+    "properties.osProfile.customData",
+    "properties.userData",
+    "properties.osProfile.windowsConfiguration.additionalUnattendContent",
+];
+
+/// Leaves of an example's answer that no server can match from the request, with the reason.
+const NOT_CLAIMED: &[(&str, &str)] = &[
+    ("id", "examples spell ids in several ways"),
+    ("name", "some examples name another resource than their path"),
+    ("etag", "the server's"),
+    ("properties.provisioningState", "examples show any state"),
+    ("properties.vmId", "the server's"),
+    ("properties.timeCreated", "the server's"),
+    ("properties.hardwareProfile.vmSize", "examples answer with another size than was asked for"),
+    ("properties.networkProfile.networkInterfaces[0].id", "examples answer with another interface"),
+    ("properties.availabilitySet.id", "examples answer with another set"),
+    ("properties.publishingProfile.publishedDate", "the server's"),
+    ("properties.sharingProfile.communityGalleryInfo.publicNames", "sharing to communities comes later"),
+    ("properties.sharingProfile.communityGalleryInfo.communityGalleryEnabled", "sharing to communities comes later"),
+    ("properties.safetyProfile.policyViolations", "nobody reports violations"),
+    ("properties.safetyProfile.reportedForPolicyViolation", "nobody reports violations"),
+    ("properties.validationsProfile", "no validations are executed"),
+    ("identity.userAssignedIdentities", "ids of identities are the server's"),
+    ("properties.storageProfile.osDisk.osType", "known once the image is resolved"),
+];
+
+fn render(operation: &str, id: &ResourceId, body: Value, version: &ApiVersion) -> Result<Value, ArmError> {
+    let now = Timestamp::UNIX_EPOCH;
+    Ok(match operation {
+        "Galleries_CreateOrUpdate" => {
+            let parsed = gallery::parse(body, version)?;
+            let gallery = Gallery::create(GalleryName::parse(id.name())?, parsed.data);
+            gallery::render(&gallery, &Context { id, extra: &parsed.extra })
+        }
+        "GalleryImages_CreateOrUpdate" => {
+            let parsed = image_definition::parse(body, version, now)?;
+            let definition = ImageDefinition::create(ImageDefinitionName::parse(id.name())?, parsed.data);
+            image_definition::render(&definition, &Context { id, extra: &parsed.extra })
+        }
+        "GalleryImageVersions_CreateOrUpdate" => {
+            let parsed = image_version::parse(body, version)?;
+            let name = VersionName::parse(id.name())?;
+            let image = ImageVersion::create(name, parsed.data, now);
+            image_version::render(&image, image_version::Expand::default(), &Context { id, extra: &parsed.extra })
+        }
+        "VirtualMachineImageTemplates_CreateOrUpdate" => {
+            let parsed = image_template::parse(body, version)?;
+            let template = ImageTemplate::create(ImageTemplateName::parse(id.name())?, parsed.data);
+            image_template::render(&template, &Context { id, extra: &parsed.extra })
+        }
+        "VirtualMachines_CreateOrUpdate" => {
+            let name = VmName::parse(id.name())?;
+            let parsed = virtual_machine::parse(&name, body, version)?;
+            let vm = VirtualMachine::create(name, parsed.data, uuid::Uuid::nil(), now);
+            virtual_machine::render(&vm, None, virtual_machine::Expand::default(), &Context { id, extra: &parsed.extra })
+        }
+        other => panic!("no renderer for {other}"),
+    })
+}
+
+const OPERATIONS: &[&str] = &[
+    "Galleries_CreateOrUpdate",
+    "GalleryImages_CreateOrUpdate",
+    "GalleryImageVersions_CreateOrUpdate",
+    "VirtualMachineImageTemplates_CreateOrUpdate",
+    "VirtualMachines_CreateOrUpdate",
+];
+
+#[test]
+fn examples_come_back() {
+    let Some(azure) = azure() else { return };
+    let text = std::fs::read_to_string(azure.join("cases.jsonl")).expect("cases.jsonl");
+    let (mut cases, mut compared, mut wrong) = (0, 0, Vec::new());
+    for line in text.lines() {
+        let case: Value = serde_json::from_str(line).expect("a case");
+        let operation = case["operationId"].as_str().expect("operationId");
+        if !OPERATIONS.contains(&operation) {
+            continue;
+        }
+        cases += 1;
+        let title = format!("{operation}: {}", case["title"].as_str().unwrap_or_default());
+        let version = ApiVersion::parse(case["apiVersion"].as_str().expect("apiVersion")).expect("a version");
+        let id = ResourceId::parse(&fill_text(case["path"].as_str().expect("path"))).expect("an id");
+        let body = fill(case["body"].clone());
+        let answer = match render(operation, &id, body.clone(), &version) {
+            Ok(answer) => answer,
+            Err(error) => {
+                wrong.push(format!("{title}\n    refused: {error}"));
+                continue;
+            }
+        };
+        let mut compare = |what: &str, path: &str, expected: &Value| {
+            let actual = at(&answer, path);
+            compared += 1;
+            if !actual.is_some_and(|actual| same(path, expected, actual)) {
+                wrong.push(format!("{title}\n    {what} {path}: expected {expected}, got {actual:?}"));
+            }
+        };
+        for (path, expected) in leaves(&body) {
+            if !expected.is_null() && !WRITE_ONLY.iter().any(|skip| path.starts_with(skip)) {
+                compare("request", &path, &expected);
+            }
+        }
+        let response = ["201", "200"].iter().find_map(|status| case["responses"].get(status));
+        for (path, expected) in response.map(|response| leaves(&fill(response["body"].clone()))).unwrap_or_default() {
+            let claimed = !NOT_CLAIMED.iter().any(|(skip, _)| path == *skip || path.starts_with(&format!("{skip}.")) || path.starts_with(&format!("{skip}[")));
+            if claimed && !expected.is_null() {
+                compare("answer", &path, &expected);
+            }
+        }
+    }
+    assert!(cases > 0, "cases.jsonl has no example of our types");
+    assert!(wrong.is_empty(), "{} of {compared} leaves differ:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{cases} examples, {compared} leaves compared");
+}
+
+/// The value at a path; a step into a missing list or object is `None`.
+fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    // Identity maps have ids with dots and slashes as keys, so the walk tries the longest key first.
+    if path.is_empty() {
+        return Some(value);
+    }
+    match value {
+        Value::Object(map) => map.iter().find_map(|(key, value)| {
+            let rest = path.strip_prefix(key.as_str())?;
+            match rest.as_bytes().first() {
+                None => Some(value),
+                Some(b'.') => at(value, &rest[1..]),
+                Some(b'[') => at(value, rest),
+                Some(_) => None,
+            }
+        }),
+        Value::Array(values) => {
+            let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
+            at(values.get(index.parse::<usize>().ok()?)?, rest.strip_prefix('.').unwrap_or(rest))
+        }
+        _ => None,
+    }
+}
+
+/// Equality as Azure means it: regions by name, words without case, moments as moments, an empty list like none.
+fn same(path: &str, expected: &Value, actual: &Value) -> bool {
+    if expected == actual {
+        return true;
+    }
+    let (Some(expected), Some(actual)) = (expected.as_str(), actual.as_str()) else { return false };
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let region = last == "location" || (last == "name" && path.contains("targetRegions"));
+    if region && Region::parse(expected).ok() == Region::parse(actual).ok() {
+        return true;
+    }
+    let moment = |text| arm::time::parse(text, "x").ok();
+    expected.eq_ignore_ascii_case(actual) || moment(expected).is_some_and(|expected| moment(actual) == Some(expected))
+}

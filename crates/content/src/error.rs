@@ -1,0 +1,153 @@
+//! What can go wrong with a store, by what a caller can do about it.
+
+use std::path::PathBuf;
+
+use crate::id::{BlockHash, ManifestId, PackId};
+
+/// The result of working with a store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a store could not do what it was asked. Each message names the object, the cause and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The location's scheme or form is not one that we open.
+    #[error("cannot use `{location}` as a store: {reason}")]
+    Location {
+        /// As it was written.
+        location: String,
+        /// What is wrong, and what would do.
+        reason: String,
+    },
+    /// There is no store at this place.
+    #[error("there is no store at {location} (no store.json); put an image there first")]
+    NotAStore {
+        /// The place.
+        location: String,
+    },
+    /// The store is of another format or version, or its description is damaged.
+    #[error("cannot open the store at {location}: {reason}")]
+    Format {
+        /// The place.
+        location: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store was created by another owner.
+    #[error("the store at {location} belongs to `{owner}`; open it read-only, or work through its owner")]
+    OwnedByAnother {
+        /// The place.
+        location: String,
+        /// Who created it.
+        owner: String,
+    },
+    /// A change to a store that was opened for reading.
+    #[error("the store at {location} was opened read-only")]
+    ReadOnly {
+        /// The place.
+        location: String,
+    },
+    /// The caller asked for something that cannot be.
+    #[error("{reason}")]
+    Refused {
+        /// What, and what would do instead.
+        reason: String,
+    },
+    /// No visible image of this id: it never was here, its write did not finish, or its last reference is gone.
+    #[error("the store at {location} has no image {manifest} (absent, incomplete, or without a reference)")]
+    ManifestNotFound {
+        /// The image.
+        manifest: ManifestId,
+        /// The place.
+        location: String,
+    },
+    /// A block of an image cannot be read; nothing of it was given out.
+    #[error("block {block} at byte {disk_offset} of image {manifest} cannot be read: {source}")]
+    Block {
+        /// The block's id.
+        block: BlockHash,
+        /// Where on the disk it was needed.
+        disk_offset: u64,
+        /// The image.
+        manifest: ManifestId,
+        /// Why; names the pack.
+        #[source]
+        source: Box<Error>,
+    },
+    /// Bytes of a pack are not what they were when they were written.
+    #[error("pack {pack} is damaged in its frame at byte {offset}: {reason}")]
+    DamagedFrame {
+        /// The pack.
+        pack: PackId,
+        /// Where the frame begins.
+        offset: u32,
+        /// The contradiction.
+        reason: String,
+    },
+    /// Any other object is not what it was when it was written.
+    #[error("`{object}` is damaged: {reason}")]
+    DamagedObject {
+        /// The object's name in the store, or the file's.
+        object: String,
+        /// The contradiction.
+        reason: String,
+    },
+    /// No index segment names this block or page.
+    #[error("no index segment names {hash}: a segment or a pack was lost")]
+    NotIndexed {
+        /// The block's or page's id.
+        hash: BlockHash,
+    },
+    /// A read past the end of a disk: a mistake of the caller.
+    #[error("read of {len} bytes at {offset} is outside of a disk of {size} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// The disk's size.
+        size: u64,
+    },
+    /// The object store refused.
+    #[error("cannot {action} `{object}`: {source}")]
+    Objects {
+        /// What was tried.
+        action: &'static str,
+        /// The object's name in the store.
+        object: String,
+        /// Its answer.
+        #[source]
+        source: object_store::Error,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A disk file cannot be read.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// A background task died: the runtime is shutting down, or a defect.
+    #[error("a task of the store stopped: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Error {
+    pub(crate) fn objects(
+        action: &'static str,
+        object: &object_store::path::Path,
+    ) -> impl FnOnce(object_store::Error) -> Self {
+        let object = object.to_string();
+        move |source| Self::Objects { action, object, source }
+    }
+
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,264 @@
+//! Finding blocks: the index segments of a store, read in place.
+//!
+//! A segment's hashes are uniform, so that an entry is within a few dozen places of where its hash says: one read of 4 KiB
+//! from the page cache finds it. No entry is kept in this process's memory, whatever the store's size; a process holds an
+//! open file and a list of pack ids for each segment, and merging keeps segments few (`write/merge.rs`).
+//!
+//! Segments are read from the store's folder directly. A store behind a network will need a local mirror of them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::format::{ENTRY_BYTES, Entry, Location, SegmentHeader, decode_entry};
+use crate::id::PackId;
+use crate::{Error, Result};
+
+/// Entries of one read: what fits 4 KiB.
+const WINDOW_ENTRIES: u64 = 85;
+/// Listings that find a segment gone (merged by another process) before we give up.
+const MAX_LISTINGS: u32 = 10;
+/// Segments that one process opens; each is an open file. Merging keeps a store of 16 million blocks under a hundred.
+const MAX_SEGMENTS: usize = 512;
+
+/// The segments of one store. Every method blocks on local files.
+#[derive(Debug)]
+pub(crate) struct Index {
+    dir: PathBuf,
+    segments: RwLock<Arc<Vec<Arc<Segment>>>>,
+}
+
+impl Index {
+    /// Opens the segments in a folder, which need not exist yet.
+    pub(crate) fn open(dir: PathBuf) -> Result<Self> {
+        let index = Self { dir, segments: RwLock::default() };
+        index.refresh()?;
+        Ok(index)
+    }
+
+    /// Takes note of segments that came or went since.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        for _ in 0..MAX_LISTINGS {
+            if let Some(segments) = self.list_and_open()? {
+                *self.segments.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(segments);
+                return Ok(());
+            }
+        }
+        let reason = format!("its segments changed during each of {MAX_LISTINGS} listings; try again");
+        Err(Error::DamagedObject { object: "index".to_owned(), reason })
+    }
+
+    /// Where a block or page is. A damaged entry is treated as absent.
+    pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
+        for segment in self.segments().iter() {
+            if let Some(location) = segment.find(hash)? {
+                return Ok(Some(location));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
+        Arc::clone(&self.segments.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `None` when a listed segment was gone when it was opened.
+    fn list_and_open(&self) -> Result<Option<Vec<Arc<Segment>>>> {
+        let known = self.segments();
+        let mut segments = Vec::new();
+        let listing = match std::fs::read_dir(&self.dir) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(segments)),
+            Err(error) => return Err(Error::io("list", &self.dir)(error)),
+        };
+        for file in listing {
+            let name = file.map_err(Error::io("list", &self.dir))?.file_name();
+            // Anything else is an upload which did not finish.
+            let Some(name) = name.to_str().filter(|name| is_segment_name(name)) else { continue };
+            if let Some(segment) = known.iter().find(|segment| segment.name == name) {
+                segments.push(Arc::clone(segment));
+                continue;
+            }
+            match Segment::open(&self.dir, name)? {
+                Some(segment) => segments.push(Arc::new(segment)),
+                None => return Ok(None),
+            }
+        }
+        if segments.len() > MAX_SEGMENTS {
+            let reason = format!("{} segments; at most {MAX_SEGMENTS} are read", segments.len());
+            return Err(Error::DamagedObject { object: "index".to_owned(), reason });
+        }
+        // The largest first: most blocks are there.
+        segments.sort_by_key(|segment| std::cmp::Reverse(segment.header.entries));
+        Ok(Some(segments))
+    }
+}
+
+fn is_segment_name(name: &str) -> bool {
+    name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// One open segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    name: String,
+    path: PathBuf,
+    file: File,
+    header: SegmentHeader,
+    packs: Vec<PackId>,
+}
+
+impl Segment {
+    /// `None` if it is gone.
+    fn open(dir: &Path, name: &str) -> Result<Option<Self>> {
+        let path = dir.join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("open", &path)(error)),
+        };
+        let damaged = |reason| Error::DamagedObject { object: format!("index/{name}"), reason };
+        let len = file.metadata().map_err(Error::io("read the size of", &path))?.len();
+        let mut bytes = [0; SegmentHeader::BYTES];
+        if len < bytes.len() as u64 {
+            return Err(damaged(format!("{len} bytes are too few")));
+        }
+        file.read_exact_at(&mut bytes, 0).map_err(Error::io("read", &path))?;
+        let header = SegmentHeader::decode(&bytes, len).map_err(damaged)?;
+        let mut table = vec![0; 16 * header.packs as usize];
+        file.read_exact_at(&mut table, bytes.len() as u64).map_err(Error::io("read", &path))?;
+        let (ids, _) = table.as_chunks::<16>();
+        let packs = ids.iter().map(|id| PackId::from_bytes(*id)).collect();
+        Ok(Some(Self { name: name.to_owned(), path, file, header, packs }))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn entries(&self) -> u64 {
+        self.header.entries
+    }
+
+    pub(crate) fn packs(&self) -> usize {
+        self.packs.len()
+    }
+
+    /// Reads the whole segment and checks its checksum.
+    pub(crate) fn read_all(&self) -> Result<Vec<Entry>> {
+        let damaged = |reason| Error::DamagedObject { object: format!("index/{}", self.name), reason };
+        let at = self.header.entries_at() as usize;
+        let end = at + self.header.entries as usize * ENTRY_BYTES;
+        let mut bytes = vec![0; end + 32];
+        self.file.read_exact_at(&mut bytes, 0).map_err(Error::io("read", &self.path))?;
+        if blake3::hash(&bytes[..end]).as_bytes() != &bytes[end..] {
+            return Err(damaged("its bytes do not have its checksum".to_owned()));
+        }
+        let entries = bytes[at..end].chunks_exact(ENTRY_BYTES);
+        let entries: Option<Vec<Entry>> = entries.map(|entry| decode_entry(entry, &self.packs)).collect();
+        entries.ok_or_else(|| damaged("an entry is out of range".to_owned()))
+    }
+
+    fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
+        let mut bytes = [0; WINDOW_ENTRIES as usize * ENTRY_BYTES];
+        let (mut low, mut high) = (0, self.header.entries);
+        let mut prefix = [0; 8];
+        prefix.copy_from_slice(&hash[..8]);
+        let share = u128::from(u64::from_be_bytes(prefix)) * u128::from(high);
+        let mut guess = (share >> 64) as u64;
+        // The first guess nearly always hits; after it, halving ends whatever the bytes are.
+        while low < high {
+            let start = guess.saturating_sub(WINDOW_ENTRIES / 2).clamp(low, high - 1);
+            let count = WINDOW_ENTRIES.min(high - start);
+            let window = &mut bytes[..count as usize * ENTRY_BYTES];
+            let at = self.header.entries_at() + start * ENTRY_BYTES as u64;
+            self.file.read_exact_at(window, at).map_err(Error::io("read", &self.path))?;
+            let entries = window.as_chunks::<ENTRY_BYTES>().0;
+            if entries[0][..32] > hash[..] {
+                high = start;
+            } else if entries[count as usize - 1][..32] < hash[..] {
+                low = start + count;
+            } else {
+                let place = entries.binary_search_by(|entry| entry[..32].cmp(&hash[..]));
+                let entry = place.ok().and_then(|i| decode_entry(&entries[i], &self.packs));
+                return Ok(entry.map(|entry| entry.location));
+            }
+            guess = low + (high - low) / 2;
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{FrameKind, encode_segment};
+
+    fn entry(number: u32) -> Entry {
+        let location = Location {
+            pack: PackId::from_bytes([(number % 3) as u8; 16]),
+            offset: number,
+            len: 100,
+            slot: (number % 16) as u8,
+            count: 16,
+            kind: FrameKind::Blocks,
+        };
+        Entry { hash: *blake3::hash(&number.to_le_bytes()).as_bytes(), location }
+    }
+
+    #[test]
+    fn every_entry_is_found_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        for (name, range) in [("a", 0..5000), ("b", 5000..5001), ("c", 0..0)] {
+            let bytes = encode_segment(range.map(entry).collect());
+            std::fs::write(dir.path().join(name.repeat(32)), bytes).expect("write");
+        }
+        std::fs::write(dir.path().join(format!("{}#1", "d".repeat(32))), b"torn").expect("write");
+        let index = Index::open(dir.path().to_owned()).expect("open");
+        for number in 0..5001 {
+            let entry = entry(number);
+            assert_eq!(index.find(&entry.hash).expect("find"), Some(entry.location), "{number}");
+        }
+        for number in 5001..6000 {
+            assert_eq!(index.find(&entry(number).hash).expect("find"), None);
+        }
+        for edge in [[0; 32], [255; 32]] {
+            assert_eq!(index.find(&edge).expect("find"), None);
+        }
+    }
+
+    /// Hashes that are not uniform (an adversary's, or all in one corner) are found too, only slower.
+    #[test]
+    fn skewed_hashes_are_found() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let skewed = |number: u32| {
+            let mut entry = entry(number);
+            entry.hash = [0; 32];
+            entry.hash[28..].copy_from_slice(&number.to_be_bytes());
+            entry
+        };
+        let bytes = encode_segment((0..3000).map(skewed).collect());
+        std::fs::write(dir.path().join("a".repeat(32)), bytes).expect("write");
+        let index = Index::open(dir.path().to_owned()).expect("open");
+        for number in 0..3000 {
+            assert!(index.find(&skewed(number).hash).expect("find").is_some(), "{number}");
+        }
+    }
+
+    #[test]
+    fn damaged_segments_are_named() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let file = dir.path().join("a".repeat(32));
+        let good = encode_segment((0..10).map(entry).collect());
+        std::fs::write(&file, &good[..good.len() - 1]).expect("write");
+        let error = Index::open(dir.path().to_owned()).expect_err("damage").to_string();
+        assert!(error.contains("aaaa"), "{error}");
+
+        let mut flipped = good;
+        flipped[100] ^= 1;
+        std::fs::write(&file, flipped).expect("write");
+        let index = Index::open(dir.path().to_owned()).expect("its header is right");
+        assert!(index.segments()[0].read_all().is_err());
+    }
+}

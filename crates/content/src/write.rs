@@ -1,0 +1,59 @@
+//! Everything that adds to a store.
+//!
+//! ```text
+//!   put.rs        raw file │ overlays → runs of blocks → hashes, in order
+//!   replicate.rs  another store       → frames that are missing here
+//!                        │
+//!   writer.rs     dedup → frames of 16 neighbours → compress in the background
+//!   pack.rs                       → packs → index segments, made durable in this order
+//!   merge.rs                                  → fewer segments
+//! ```
+
+mod merge;
+mod pack;
+mod pages;
+mod put;
+mod replicate;
+mod runs;
+mod writer;
+
+use serde::Serialize;
+
+use crate::ManifestId;
+
+pub use replicate::{ReplicateReport, replicate};
+
+/// How far a put, commit or replication is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Position on the disk up to which it is done, in bytes.
+    pub done_bytes: u64,
+    /// The disk's size in bytes.
+    pub total_bytes: u64,
+}
+
+/// What a put or commit did.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PutReport {
+    /// The image.
+    pub manifest: ManifestId,
+    /// The disk's size in bytes.
+    pub logical_bytes: u64,
+    /// Bytes of the disk in blocks that are not zeros.
+    pub data_bytes: u64,
+    /// Blocks that the store did not have.
+    pub new_blocks: u64,
+    /// Their plain size in bytes.
+    pub new_blocks_bytes: u64,
+    /// Bytes of the objects that this added: packs, segments, manifest.
+    pub stored_bytes: u64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Jobs that read, hash or compress at a time, beside each other. Each holds up to 2 MiB.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS)
+}
+
+const MAX_WORKERS: usize = 8;

@@ -1,0 +1,169 @@
+//! Packs: appended to frame by frame, uploaded in parts while they grow, made durable in order.
+
+use bytes::Bytes;
+use object_store::{MultipartUpload, ObjectStoreExt};
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use crate::format::{
+    EncodedFrame, Entry, Location, MAX_PACK_BYTES, MAX_PACK_ENTRIES, PACK_HEADER_BYTES, encode_segment,
+    pack_header,
+};
+use crate::id::PackId;
+use crate::store::{Store, pack_path, segment_path};
+use crate::{Error, Result};
+
+/// Bytes of a pack that are sent at once. Larger than the smallest part that object stores take (5 MiB).
+const PART_BYTES: usize = 8 << 20;
+
+/// Writes frames into packs, one after the other.
+pub(super) struct PackWriter {
+    store: Store,
+    open: Option<OpenPack>,
+    /// The pack before, on its way to the disk. The next one is finished only after it, so that a page is never durable
+    /// before the blocks that it names.
+    finishing: Option<AbortOnDropHandle<Result<Indexed>>>,
+    stored_bytes: u64,
+}
+
+/// A pack that is durable, and found by the store's index.
+struct Indexed {
+    hashes: Vec<[u8; 32]>,
+    stored_bytes: u64,
+}
+
+impl PackWriter {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, open: None, finishing: None, stored_bytes: 0 }
+    }
+
+    /// Appends a frame. Returns the hashes that the index knows since the last call.
+    pub(super) async fn append(&mut self, frame: &EncodedFrame) -> Result<Vec<[u8; 32]>> {
+        let mut indexed = Vec::new();
+        let full = self.open.as_ref().is_some_and(|pack| !pack.has_room(frame));
+        if full {
+            indexed = self.close().await?;
+        }
+        if self.open.is_none() {
+            self.open = Some(OpenPack::create(&self.store).await?);
+        }
+        if let Some(pack) = &mut self.open {
+            pack.append(frame).await?;
+        }
+        Ok(indexed)
+    }
+
+    /// Makes everything durable and found. Returns the bytes of all objects that this wrote.
+    pub(super) async fn finish(mut self) -> Result<u64> {
+        self.close().await?;
+        self.wait().await?;
+        Ok(self.stored_bytes)
+    }
+
+    /// Begins to finish the open pack, once the one before is finished.
+    async fn close(&mut self) -> Result<Vec<[u8; 32]>> {
+        let indexed = self.wait().await?;
+        if let Some(pack) = self.open.take() {
+            let task = tokio::spawn(pack.finish(self.store.clone()));
+            self.finishing = Some(AbortOnDropHandle::new(task));
+        }
+        Ok(indexed)
+    }
+
+    async fn wait(&mut self) -> Result<Vec<[u8; 32]>> {
+        let Some(task) = self.finishing.take() else { return Ok(Vec::new()) };
+        let Indexed { hashes, stored_bytes } = task.await??;
+        self.stored_bytes += stored_bytes;
+        Ok(hashes)
+    }
+}
+
+struct OpenPack {
+    id: PackId,
+    /// Dropped before it is complete, it removes what it wrote.
+    upload: Box<dyn MultipartUpload>,
+    sending: Option<AbortOnDropHandle<object_store::Result<()>>>,
+    part: Vec<u8>,
+    len: u32,
+    frames: u32,
+    entries: Vec<Entry>,
+}
+
+impl OpenPack {
+    async fn create(store: &Store) -> Result<Self> {
+        let id = PackId::random();
+        let path = pack_path(&id);
+        let upload = store.objects().put_multipart(&path).await.map_err(Error::objects("write", &path))?;
+        Ok(Self {
+            id,
+            upload,
+            sending: None,
+            part: pack_header(id),
+            len: PACK_HEADER_BYTES,
+            frames: 0,
+            entries: Vec::new(),
+        })
+    }
+
+    fn has_room(&self, frame: &EncodedFrame) -> bool {
+        self.len + frame.len() <= MAX_PACK_BYTES
+            && self.entries.len() + frame.hashes.len() <= MAX_PACK_ENTRIES
+    }
+
+    async fn append(&mut self, frame: &EncodedFrame) -> Result<()> {
+        let location = Location {
+            pack: self.id,
+            offset: self.len,
+            len: frame.len(),
+            slot: 0,
+            // At most 16.
+            count: frame.hashes.len() as u8,
+            kind: frame.kind,
+        };
+        for (slot, hash) in frame.hashes.iter().enumerate() {
+            self.entries.push(Entry { hash: *hash, location: Location { slot: slot as u8, ..location } });
+        }
+        frame.write(self.frames, &mut self.part);
+        self.len += frame.len();
+        self.frames += 1;
+        if self.part.len() >= PART_BYTES {
+            self.send().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what has gathered, while the next part gathers.
+    async fn send(&mut self) -> Result<()> {
+        if let Some(sending) = self.sending.take() {
+            sending.await?.map_err(Error::objects("write", &pack_path(&self.id)))?;
+        }
+        let part = Bytes::from(std::mem::take(&mut self.part));
+        let sending = tokio::spawn(self.upload.put_part(part.into()));
+        self.sending = Some(AbortOnDropHandle::new(sending));
+        Ok(())
+    }
+
+    /// Makes the pack durable, then its index segment, then lets this process's index see it.
+    async fn finish(mut self, store: Store) -> Result<Indexed> {
+        let path = pack_path(&self.id);
+        self.send().await?;
+        if let Some(sending) = self.sending.take() {
+            sending.await?.map_err(Error::objects("write", &path))?;
+        }
+        self.upload.complete().await.map_err(Error::objects("write", &path))?;
+
+        let hashes = self.entries.iter().map(|entry| entry.hash).collect();
+        let segment = write_segment(&store, self.entries).await?;
+        store.refresh().await?;
+        Ok(Indexed { hashes, stored_bytes: u64::from(self.len) + segment })
+    }
+}
+
+/// Writes a segment under a new name and returns its size.
+pub(super) async fn write_segment(store: &Store, entries: Vec<Entry>) -> Result<u64> {
+    let bytes = tokio::task::spawn_blocking(move || encode_segment(entries)).await?;
+    let len = bytes.len() as u64;
+    let path = segment_path(&Uuid::new_v4().simple().to_string());
+    store.objects().put(&path, bytes.into()).await.map_err(Error::objects("write", &path))?;
+    Ok(len)
+}

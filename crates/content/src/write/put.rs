@@ -1,0 +1,280 @@
+//! Putting disks into a store: whole ones, and what changed of one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use disk::{BlockSource, Chain, ExtentKind, RawFile};
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+
+use super::pages::PageBuilder;
+use super::runs::{Run, Runs};
+use super::writer::BlockWriter;
+use super::{Progress, PutReport, workers};
+use crate::format::{BLOCK_BYTES, MAX_FRAME_BLOCKS, Manifest, ZERO_BLOCK};
+use crate::id::{BlockHash, ManifestId};
+use crate::read::{BlockCache, Image};
+use crate::store::{Store, block_bytes, check_owner};
+use crate::{Error, Result};
+
+/// Runs that the thread which walks the source's tables may be ahead of the reading.
+const MAX_QUEUED_RUNS: usize = 256;
+/// Blocks that are read and hashed as one job: a frame's worth.
+const CHUNK_BLOCKS: u64 = MAX_FRAME_BLOCKS as u64;
+
+impl Store {
+    /// Puts a raw disk file, and lets `owner_ref` refer to the image. Holes are not read. The file must not change
+    /// meanwhile.
+    pub async fn put_raw(
+        &self,
+        path: &Path,
+        owner_ref: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<PutReport> {
+        let path = path.to_owned();
+        let source = tokio::task::spawn_blocking(move || RawFile::open(&path)).await??;
+        self.put(Arc::new(source), None, owner_ref, &progress).await
+    }
+
+    /// Puts the disk that qcow2 files show without a base, from bottom to top.
+    pub async fn put_layers(
+        &self,
+        layers: &[PathBuf],
+        owner_ref: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<PutReport> {
+        let source = open_chain(layers).await?;
+        self.put(source, None, owner_ref, &progress).await
+    }
+
+    /// Puts the disk that overlays show on top of an image of this store, from bottom to top; takes time and space by what
+    /// the overlays hold. The chain is as given: names inside the files are ignored. A disk may have grown; one that is
+    /// smaller than its base is refused.
+    pub async fn commit_overlay(
+        &self,
+        base: &ManifestId,
+        layers: &[PathBuf],
+        owner_ref: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<PutReport> {
+        let source = open_chain(layers).await?;
+        self.put(source, Some(base), owner_ref, &progress).await
+    }
+
+    async fn put(
+        &self,
+        source: Arc<dyn BlockSource>,
+        base: Option<&ManifestId>,
+        owner_ref: &str,
+        progress: &(impl Fn(Progress) + Send + Sync),
+    ) -> Result<PutReport> {
+        let started = Instant::now();
+        self.check_writable()?;
+        check_owner(owner_ref)?;
+        self.refresh().await?;
+
+        let logical_bytes = source.logical_size();
+        let base = match base {
+            Some(id) => Some(self.open_image(id, Arc::new(BlockCache::in_memory())).await?),
+            None => None,
+        };
+        if let Some(base) = base.as_ref().filter(|base| base.size() > logical_bytes) {
+            let reason = format!(
+                "the overlay's disk of {logical_bytes} bytes is smaller than its base of {}: what it cut off would be \
+                 lost; shrink the file system inside instead",
+                base.size()
+            );
+            return Err(Error::Refused { reason });
+        }
+        let pages = base.as_ref().map(|base| base.manifest().pages.clone()).unwrap_or_default();
+        let input = Arc::new(Input { source, base, store: self.clone() });
+
+        let mut put = Put {
+            writer: BlockWriter::new(self.clone()),
+            pages: PageBuilder::new(self.clone(), pages),
+            steps: FuturesOrdered::new(),
+        };
+        let report = |end: u64| {
+            let done_bytes = block_bytes(end).min(logical_bytes);
+            progress(Progress { done_bytes, total_bytes: logical_bytes });
+        };
+        let mut runs = walk(Arc::clone(&input));
+        while let Some(run) = runs.recv().await {
+            for step in steps(&input, run?) {
+                put.steps.push_back(step);
+                if put.steps.len() > 2 * workers() {
+                    report(put.take_step().await?);
+                }
+            }
+        }
+        while !put.steps.is_empty() {
+            report(put.take_step().await?);
+        }
+
+        let Put { mut writer, pages, .. } = put;
+        let pages = pages.finish(&mut writer).await?;
+        let written = writer.finish().await?;
+        let manifest = Manifest { logical_bytes, pages };
+        let (id, manifest_bytes) = self.publish(&manifest, owner_ref).await?;
+        progress(Progress { done_bytes: logical_bytes, total_bytes: logical_bytes });
+        Ok(PutReport {
+            manifest: id,
+            logical_bytes,
+            data_bytes: block_bytes(manifest.data_blocks()),
+            new_blocks: written.new_blocks,
+            new_blocks_bytes: block_bytes(written.new_blocks),
+            stored_bytes: written.stored_bytes + manifest_bytes,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+async fn open_chain(layers: &[PathBuf]) -> Result<Arc<dyn BlockSource>> {
+    let layers = layers.to_vec();
+    Ok(Arc::new(tokio::task::spawn_blocking(move || Chain::open(&layers)).await??))
+}
+
+/// What is read: changes over a base, or over nothing.
+struct Input {
+    source: Arc<dyn BlockSource>,
+    base: Option<Image>,
+    store: Store,
+}
+
+/// A part of the disk that is ready to be written, in order.
+enum Step {
+    Chunk(Chunk),
+    Zeros { start: u64, end: u64 },
+}
+
+/// Consecutive blocks, read and hashed.
+struct Chunk {
+    first: u64,
+    plain: Vec<u8>,
+    blocks: Vec<Hashed>,
+}
+
+/// What a block turned out to be.
+enum Hashed {
+    Zeros,
+    Known(BlockHash),
+    New(BlockHash),
+}
+
+/// A put under way.
+struct Put {
+    writer: BlockWriter,
+    pages: PageBuilder,
+    steps: FuturesOrdered<BoxFuture<'static, Result<Step>>>,
+}
+
+impl Put {
+    /// Writes the next step and returns the number of the block after it.
+    async fn take_step(&mut self) -> Result<u64> {
+        let Self { writer, pages, steps } = self;
+        match steps.next().await.transpose()? {
+            None => Ok(0),
+            Some(Step::Zeros { start, end }) => {
+                pages.zeros(writer, start, end).await?;
+                Ok(end)
+            }
+            Some(Step::Chunk(chunk)) => {
+                let mut number = chunk.first;
+                for (block, plain) in chunk.blocks.iter().zip(chunk.plain.chunks_exact(BLOCK_BYTES)) {
+                    let hash = match block {
+                        Hashed::Zeros => None,
+                        Hashed::Known(hash) => Some(*hash),
+                        Hashed::New(hash) => {
+                            writer.block(*hash, plain).await?;
+                            Some(*hash)
+                        }
+                    };
+                    pages.set(writer, number, hash).await?;
+                    number += 1;
+                }
+                Ok(number)
+            }
+        }
+    }
+}
+
+/// Walks the source's tables on a thread of its own: they are read from the disk.
+fn walk(input: Arc<Input>) -> mpsc::Receiver<Result<Run>> {
+    let (sender, receiver) = mpsc::channel(MAX_QUEUED_RUNS);
+    tokio::task::spawn_blocking(move || {
+        let mut runs = Runs::new(input.source.logical_size());
+        for extent in input.source.extents() {
+            let sent = match extent {
+                Ok(extent) => runs.push(&extent).try_for_each(|run| sender.blocking_send(Ok(run))),
+                Err(error) => sender.blocking_send(Err(error.into())),
+            };
+            // The put has failed and nobody listens.
+            if sent.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Cuts a run into steps, each of which begins when it is made.
+fn steps(input: &Arc<Input>, run: Run) -> impl Iterator<Item = BoxFuture<'static, Result<Step>>> {
+    let mut next = run.start;
+    std::iter::from_fn(move || {
+        if next >= run.end {
+            return None;
+        }
+        let start = next;
+        if run.kind == ExtentKind::Zero {
+            next = run.end;
+            return Some(std::future::ready(Ok(Step::Zeros { start, end: run.end })).boxed());
+        }
+        next = run.end.min((start / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS);
+        let task = tokio::spawn(read_chunk(Arc::clone(input), start, (next - start) as usize));
+        Some(async move { Ok(Step::Chunk(task.await??)) }.boxed())
+    })
+}
+
+async fn read_chunk(input: Arc<Input>, first: u64, count: usize) -> Result<Chunk> {
+    let offset = block_bytes(first);
+    let mut plain = vec![0; count * BLOCK_BYTES];
+    // The last block of the disk is padded with the zeros that are there already.
+    let len = (input.source.logical_size() - offset).min(plain.len() as u64) as usize;
+
+    let reader = Arc::clone(&input);
+    let (mut plain, covered) = tokio::task::spawn_blocking(move || {
+        let covered = reader.source.read_onto(offset, &mut plain[..len])?;
+        Ok::<_, Error>((plain, covered))
+    })
+    .await??;
+
+    // Clusters smaller than a block: the base has the rest of it.
+    let base = input.base.as_ref().filter(|base| covered < len && offset < base.size());
+    if let Some(base) = base {
+        let len = (base.size() - offset).min(len as u64) as usize;
+        base.read_at(offset, &mut plain[..len]).await?;
+    }
+    let again = base.is_some();
+
+    tokio::task::spawn_blocking(move || {
+        if again {
+            input.source.read_onto(offset, &mut plain[..len])?;
+        }
+        let blocks = plain.chunks_exact(BLOCK_BYTES).map(|block| {
+            if block == ZERO_BLOCK {
+                return Ok(Hashed::Zeros);
+            }
+            let hash = BlockHash::of(block);
+            Ok(match input.store.index().find(hash.as_bytes())? {
+                Some(_) => Hashed::Known(hash),
+                None => Hashed::New(hash),
+            })
+        });
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        Ok(Chunk { first, plain, blocks })
+    })
+    .await?
+}

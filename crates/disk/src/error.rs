@@ -1,0 +1,54 @@
+//! Why a disk file cannot be read.
+
+use std::path::PathBuf;
+
+/// The result of reading a disk file.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A disk file that could not be read. Each message names the file, the cause and, where there is one, the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as in "cannot *open* x".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A valid file that uses something we do not read.
+    #[error("{} is not supported: {reason}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it uses, and what to do instead.
+        reason: String,
+    },
+    /// The bytes contradict the format.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The contradiction.
+        reason: String,
+    },
+    /// A read past the end of a disk: a mistake of the caller.
+    #[error("read of {len} bytes at {offset} is outside of a disk of {size} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// The disk's size.
+        size: u64,
+    },
+    /// Layers which cannot be one chain.
+    #[error("these layers are not one chain: {reason}")]
+    Chain {
+        /// Why.
+        reason: String,
+    },
+}

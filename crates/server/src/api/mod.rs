@@ -1,0 +1,62 @@
+//! The REST API: one file per resource, each with its routes, handlers and nothing else. To add a resource:
+//! a file, its line in [`routes`], its type in `providers.rs`, and, if deleting it is work, an arm in
+//! [`begin_delete`].
+
+mod locations;
+pub mod providers;
+mod resource_groups;
+mod resources;
+mod subscriptions;
+mod tenants;
+
+use serde_json::Value;
+use store::{Document, StoreError, Tx};
+
+use crate::http::lro;
+use crate::http::routes::Routes;
+
+/// Every route that needs a token.
+pub(crate) fn routes(routes: Routes) -> Routes {
+    let routes = tenants::routes(routes);
+    let routes = subscriptions::routes(routes);
+    let routes = locations::routes(routes);
+    let routes = providers::routes(routes);
+    let routes = resource_groups::routes(routes);
+    let routes = resources::routes(routes);
+    lro::routes(routes)
+}
+
+/// The state column of a document, from the state in its data: set both, always together.
+#[must_use]
+pub fn column_state<F>(state: &model::ProvisioningState<F>) -> store::ProvisioningState {
+    match state {
+        model::ProvisioningState::Creating => store::ProvisioningState::Creating,
+        model::ProvisioningState::Updating => store::ProvisioningState::Updating,
+        model::ProvisioningState::Succeeded => store::ProvisioningState::Succeeded,
+        model::ProvisioningState::Failed(_) => store::ProvisioningState::Failed,
+        model::ProvisioningState::Canceled => store::ProvisioningState::Canceled,
+        model::ProvisioningState::Deleting => store::ProvisioningState::Deleting,
+    }
+}
+
+/// What [`begin_delete`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// The resource is gone.
+    Deleted,
+    /// A job deletes it; its state is `Deleting`.
+    Working,
+}
+
+/// Deletes a resource as part of its group's deletion. Types whose deletion is work set their state to
+/// `Deleting`, enqueue their job and return [`Begun::Working`]; the others are rows and nothing more.
+///
+/// # Errors
+/// [`StoreError::HasChildren`] and [`StoreError::Referenced`]: not yet.
+pub(crate) async fn begin_delete(
+    tx: &mut Tx<'_>,
+    document: &mut Document<Value>,
+) -> Result<Begun, StoreError> {
+    tx.delete(&document.key).await?;
+    Ok(Begun::Deleted)
+}

@@ -1,0 +1,401 @@
+//! `tintype.toml`. The binary lays flags over environment over this file; here are the file's shape,
+//! the defaults and what must hold. Unknown keys are errors, because a misspelt limit is no limit.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::{Region, SubscriptionId};
+use serde::Deserialize;
+use uuid::Uuid;
+
+/// Largest configuration file in bytes.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Port that the service listens on unless told otherwise.
+const DEFAULT_PORT: u16 = 8443;
+
+/// What the server needs to know. Make one with [`Config::new`] or [`Config::load`], change what flags
+/// say, then [`Config::check`] it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Folder for everything that is not in a region: database, keys, certificates, overlays.
+    pub data_dir: PathBuf,
+    /// Address of the HTTPS service; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Host name in the URLs that the service hands out; it is in the certificate.
+    pub public_host: String,
+    /// `sqlite:/path` or `postgres://…`; `None`: `sqlite:{data_dir}/tintype.db`.
+    pub database: Option<String>,
+    /// Tenant id.
+    pub tenant_id: Uuid,
+    /// The one subscription.
+    pub subscription_id: SubscriptionId,
+    /// Name of the subscription that people see.
+    pub subscription_name: String,
+    /// Regions, at least one.
+    pub regions: Vec<RegionConfig>,
+    /// What fetches and guests may reach beyond the internet.
+    pub network: NetworkConfig,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// A region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionConfig {
+    /// Name, such as "eastus".
+    pub name: Region,
+    /// Folder of its store.
+    pub store: PathBuf,
+}
+
+/// Exceptions from the network policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// `address`, `address:port` or `network/bits`, parsed by the policy that enforces them.
+    pub allow: Vec<String>,
+}
+
+/// Limits of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at the same time; more wait to be accepted.
+    pub connections: usize,
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+    /// Longest that a handler may take to begin its answer.
+    pub request_timeout: Duration,
+    /// Jobs that this process runs at the same time.
+    pub jobs: usize,
+    /// How long a token is valid.
+    pub token_lifetime: Duration,
+    /// How long shutdown waits for requests and jobs.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 512,
+            body_bytes: 4 * 1024 * 1024,
+            request_timeout: Duration::from_secs(60),
+            jobs: 8,
+            token_lifetime: Duration::from_secs(3600),
+            shutdown_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}; check that it exists and is readable")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is no TOML of the right shape.
+    #[error("{path} is not a valid configuration: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Cause, with line and column.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is not allowed.
+    #[error("configuration key '{key}': {reason}")]
+    Value {
+        /// Dotted path of the key.
+        key: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    public_host: Option<String>,
+    database: Option<String>,
+    tenant_id: Option<Uuid>,
+    subscription_id: Option<String>,
+    subscription_name: Option<String>,
+    #[serde(default)]
+    region: Vec<FileRegion>,
+    #[serde(default)]
+    network: FileNetwork,
+    #[serde(default)]
+    limits: FileLimits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRegion {
+    name: String,
+    store: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct FileNetwork {
+    #[serde(default)]
+    allow: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct FileLimits {
+    connections: Option<usize>,
+    body_bytes: Option<usize>,
+    request_timeout_s: Option<u64>,
+    jobs: Option<usize>,
+    token_lifetime_s: Option<u64>,
+    shutdown_timeout_s: Option<u64>,
+}
+
+impl Config {
+    /// The defaults with everything under `data_dir`: loopback, SQLite, region "eastus".
+    ///
+    /// # Panics
+    /// Never: the ids and names in here are constants that a test parses.
+    #[must_use]
+    pub fn new(data_dir: &Path) -> Config {
+        let region = |name: &str| RegionConfig {
+            name: Region::parse(name).expect("a constant"),
+            store: data_dir.join("regions").join(name),
+        };
+        Config {
+            data_dir: data_dir.to_owned(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            public_host: "localhost".to_owned(),
+            database: None,
+            tenant_id: Uuid::from_u128(0x1111_1111_1111_1111_1111_1111_1111_1111),
+            subscription_id: SubscriptionId::parse("22222222-2222-2222-2222-222222222222")
+                .expect("a constant"),
+            subscription_name: "Tintype".to_owned(),
+            regions: vec![region("eastus")],
+            network: NetworkConfig::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Reads a file. Relative paths in it are relative to its folder; without `data_dir`, that folder is used.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let size = std::fs::metadata(path).map_err(read)?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(value(
+                &path.display().to_string(),
+                format!("the file has more than {MAX_FILE_BYTES} bytes"),
+            ));
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let file: File = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let config = file.into_config(folder)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what must hold between and within the values.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] with the first key that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.regions.is_empty() {
+            return Err(value("region", "at least one [[region]] is needed".to_owned()));
+        }
+        let (mut names, mut stores) = (BTreeSet::new(), BTreeSet::new());
+        for region in &self.regions {
+            if !names.insert(region.name.as_str()) {
+                return Err(value("region.name", format!("'{}' occurs twice", region.name)));
+            }
+            if !stores.insert(&region.store) {
+                let reason =
+                    format!("'{}' is the store of two regions; each needs its own", region.store.display());
+                return Err(value("region.store", reason));
+            }
+        }
+        let host_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+        if self.public_host.is_empty() || !self.public_host.chars().all(host_ok) {
+            return Err(value(
+                "public_host",
+                format!("'{}' is no host name or IPv4 address", self.public_host),
+            ));
+        }
+        let limits = &self.limits;
+        in_range("limits.connections", limits.connections as u64, 1, 65_536)?;
+        in_range("limits.body_bytes", limits.body_bytes as u64, 1024, 64 << 20)?;
+        in_range("limits.request_timeout_s", limits.request_timeout.as_secs(), 1, 3600)?;
+        in_range("limits.jobs", limits.jobs as u64, 1, 1024)?;
+        in_range("limits.token_lifetime_s", limits.token_lifetime.as_secs(), 60, 86_400)?;
+        in_range("limits.shutdown_timeout_s", limits.shutdown_timeout.as_secs(), 0, 3600)
+    }
+
+    /// Address of the database.
+    #[must_use]
+    pub fn database_url(&self) -> String {
+        match &self.database {
+            Some(url) => url.clone(),
+            None => format!("sqlite:{}", self.data_dir.join("tintype.db").display()),
+        }
+    }
+
+    /// The region with this name, in any of its spellings.
+    #[must_use]
+    pub fn region(&self, name: &str) -> Option<&RegionConfig> {
+        let name = Region::parse(name).ok()?;
+        self.regions.iter().find(|region| region.name == name)
+    }
+}
+
+impl File {
+    fn into_config(self, folder: &Path) -> Result<Config, ConfigError> {
+        let data_dir = self.data_dir.map_or_else(|| folder.to_owned(), |dir| folder.join(dir));
+        let mut config = Config::new(&data_dir);
+        if !self.region.is_empty() {
+            config.regions =
+                self.region.into_iter().map(|region| region.into_config(folder)).collect::<Result<_, _>>()?;
+        }
+        if let Some(id) = self.subscription_id {
+            config.subscription_id =
+                SubscriptionId::parse(&id).map_err(|e| value("subscription_id", e.message.to_string()))?;
+        }
+        config.listen = self.listen.unwrap_or(config.listen);
+        config.public_host = self.public_host.unwrap_or(config.public_host);
+        config.database = self.database;
+        config.tenant_id = self.tenant_id.unwrap_or(config.tenant_id);
+        config.subscription_name = self.subscription_name.unwrap_or(config.subscription_name);
+        config.network.allow = self.network.allow;
+        let (limits, file) = (&mut config.limits, self.limits);
+        let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
+        limits.connections = file.connections.unwrap_or(limits.connections);
+        limits.body_bytes = file.body_bytes.unwrap_or(limits.body_bytes);
+        limits.jobs = file.jobs.unwrap_or(limits.jobs);
+        limits.request_timeout = seconds(file.request_timeout_s, limits.request_timeout);
+        limits.token_lifetime = seconds(file.token_lifetime_s, limits.token_lifetime);
+        limits.shutdown_timeout = seconds(file.shutdown_timeout_s, limits.shutdown_timeout);
+        Ok(config)
+    }
+}
+
+impl FileRegion {
+    fn into_config(self, folder: &Path) -> Result<RegionConfig, ConfigError> {
+        let name = Region::parse(&self.name).map_err(|e| value("region.name", e.message.to_string()))?;
+        let path = match self.store.split_once("://") {
+            None => self.store.as_str(),
+            Some(("file", path)) => path,
+            Some((scheme, _)) => {
+                let reason =
+                    format!("'{scheme}://' is not supported; use a folder, such as \"/srv/tintype/{name}\"");
+                return Err(value("region.store", reason));
+            }
+        };
+        if path.is_empty() {
+            return Err(value("region.store", format!("region '{name}' has an empty path")));
+        }
+        Ok(RegionConfig { name, store: folder.join(path) })
+    }
+}
+
+fn value(key: &str, reason: String) -> ConfigError {
+    ConfigError::Value { key: key.to_owned(), reason }
+}
+
+fn in_range(key: &str, found: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(value(key, format!("{found} is not between {least} and {most}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tintype.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tintype.toml");
+        std::fs::write(&path, "").unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!(config, Config::new(folder.path()));
+        assert!(config.database_url().starts_with("sqlite:/"));
+    }
+
+    #[test]
+    fn everything_can_be_set() {
+        let config = load(
+            r#"
+            data_dir = "/srv/tintype"
+            listen = "0.0.0.0:9443"
+            public_host = "images.example.org"
+            database = "postgres://tintype@/tintype"
+            tenant_id = "7dbfbcb0-0000-4000-8000-000000000001"
+            subscription_id = "7dbfbcb0-0000-4000-8000-000000000002"
+            [[region]]
+            name = "East US 2"
+            store = "file:///srv/a"
+            [[region]]
+            name = "westus"
+            store = "b"
+            [network]
+            allow = ["127.0.0.1:8000"]
+            [limits]
+            jobs = 2
+            request_timeout_s = 5
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.regions[0].name.as_str(), "eastus2");
+        assert_eq!(config.regions[0].store, Path::new("/srv/a"));
+        assert!(config.regions[1].store.is_absolute());
+        assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
+        assert_eq!(config.limits.jobs, 2);
+        assert_eq!(config.limits.request_timeout, Duration::from_secs(5));
+        assert_eq!(config.network.allow, ["127.0.0.1:8000"]);
+        assert_eq!(config.data_dir, Path::new("/srv/tintype"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("lisen = \"x\"", "unknown field `lisen`"),
+            ("[limits]\nbody_byte = 1", "unknown field `body_byte`"),
+            ("[limits]\njobs = 0", "'limits.jobs': 0 is not between 1 and 1024"),
+            ("[[region]]\nname = \"a/b\"\nstore = \"x\"", "'region.name'"),
+            ("[[region]]\nname = \"a\"\nstore = \"s3://x\"", "'s3://' is not supported"),
+            (
+                "[[region]]\nname = \"a\"\nstore = \"x\"\n[[region]]\nname = \"A\"\nstore = \"y\"",
+                "occurs twice",
+            ),
+            (
+                "[[region]]\nname = \"a\"\nstore = \"x\"\n[[region]]\nname = \"b\"\nstore = \"x\"",
+                "two regions",
+            ),
+            ("public_host = \"a/b\"", "'public_host'"),
+            ("tenant_id = \"x\"", "tenant_id"),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(expected), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The address under which clients know the service: every URL that it hands out begins with it, and
+//! tokens are issued by it and for it.
+
+use uuid::Uuid;
+
+/// Audiences of Azure itself, which clients ask for when they were pointed here by a proxy.
+const AZURE_AUDIENCES: [&str; 2] = ["https://management.azure.com", "https://management.core.windows.net"];
+
+/// The service's address.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    url: String,
+    tenant_id: Uuid,
+    audiences: Vec<String>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(public_host: &str, port: u16, tenant_id: Uuid) -> Endpoint {
+        let url = format!("https://{public_host}:{port}");
+        let hosts = [public_host, "localhost", "127.0.0.1"].map(|host| format!("https://{host}:{port}"));
+        // Clients differ in whether the audience ends in a slash.
+        let audiences = hosts
+            .iter()
+            .map(String::as_str)
+            .chain(AZURE_AUDIENCES)
+            .flat_map(|host| [host.to_owned(), format!("{host}/")])
+            .collect();
+        Endpoint { url, tenant_id, audiences }
+    }
+
+    /// `https://{host}:{port}`, without a slash at the end.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The `iss` of every token.
+    #[must_use]
+    pub fn issuer(&self) -> String {
+        format!("{}/{}/v2.0", self.url, self.tenant_id)
+    }
+
+    /// The audience that clients are told to ask for: the address with a slash.
+    #[must_use]
+    pub fn audience(&self) -> String {
+        format!("{}/", self.url)
+    }
+
+    /// Every audience that is accepted.
+    #[must_use]
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
+    }
+}

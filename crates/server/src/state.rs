@@ -1,0 +1,46 @@
+//! What handlers and jobs share. Handlers take it as `State<AppState>` and use the fields they need.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use store::Store;
+
+use crate::auth::{Clients, SigningKeys};
+use crate::{Config, Endpoint};
+
+/// Cheap to clone; see [`Shared`] for what is in it.
+#[derive(Clone)]
+pub struct AppState(Arc<Shared>);
+
+/// The parts of the running service.
+pub struct Shared {
+    /// Configuration.
+    pub config: Config,
+    /// Database.
+    pub store: Store,
+    /// Address for URLs.
+    pub endpoint: Endpoint,
+    pub(crate) keys: SigningKeys,
+    pub(crate) clients: Clients,
+}
+
+impl AppState {
+    pub(crate) fn new(shared: Shared) -> AppState {
+        AppState(Arc::new(shared))
+    }
+
+    /// The present moment, for what is decided at the edge; rows use the database's.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+}
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}

@@ -1,0 +1,58 @@
+//! Tintype: Azure's VM image pipeline as one program that anyone can run.
+
+mod demo;
+mod serve;
+mod vmhost;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Azure's VM image pipeline as one program: image templates, galleries and VMs behind the same REST API.
+///
+/// `az` and the SDKs are the command line for the API; this program runs the service and does what no API
+/// call can.
+#[derive(Parser)]
+#[command(name = "tintype", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Arguments),
+    Demo(demo::Arguments),
+    #[command(hide = true)]
+    Vmhost(vmhost::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("TINTYPE_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let result = match cli.command {
+        Command::Serve(arguments) => block_on(serve::run(arguments)),
+        Command::Vmhost(arguments) => block_on(vmhost::run(arguments)),
+        Command::Demo(arguments) => return demo::main(arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tintype: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The future is polled on the main thread: QEMU dies with the thread that spawned it, so a vmhost must
+/// spawn it from the one thread that lives as long as the process.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}

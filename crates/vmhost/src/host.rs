@@ -1,0 +1,269 @@
+//! The VM process: puts the parts together, waits, and says how it ended.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use machine::{DiskLayers, Firmware, Machine, MachineEvent, MachineSpec, NetSockets, RunState};
+use provision::identity::Generation;
+use provision::{GuestEvent, NetConfig, Network};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::control::{self, Control};
+use crate::protocol::{ENDED_FILE, Ended, Phase, Provisioning, VmStatus};
+use crate::spec::{Lifetime, VmSpec};
+
+const NBD_SOCKET: &str = "nbd.sock";
+const QEMU_NET_SOCKET: &str = "net-qemu.sock";
+const STACK_NET_SOCKET: &str = "net-stack.sock";
+const QMP_SOCKET: &str = "qmp.sock";
+/// The guest's serial console, appended over its whole life.
+const SERIAL_LOG: &str = "serial.log";
+/// Azure's addresses inside a default subnet.
+const GUEST_IP: [u8; 4] = [10, 0, 0, 4];
+const GATEWAY: [u8; 4] = [10, 0, 0, 1];
+/// Refused destinations that a status shows.
+const DENIED_MAX: usize = 16;
+
+/// Runs the VM in `dir` until it ends. Changes the working directory of the process. Must be polled on the
+/// main thread, because QEMU dies with the thread that spawned it.
+///
+/// # Errors
+/// Only when `dir` cannot be used at all; everything later ends up in `ended.json`.
+pub async fn run(dir: &Path) -> std::io::Result<()> {
+    std::env::set_current_dir(dir)?;
+    let here = Path::new(".");
+    let spec = VmSpec::read(here)?;
+    let (status, _) = watch::channel(VmStatus {
+        vmhost_pid: std::process::id(),
+        qemu_pid: None,
+        started_at: Utc::now(),
+        phase: Phase::Starting,
+        provisioning: Provisioning::Silent,
+        agent: None,
+        forwards: Default::default(),
+        outbound_denied: Vec::new(),
+    });
+    let status = Arc::new(status);
+    let stop = CancellationToken::new();
+    let (control, mut asked) = Control::bind(Arc::clone(&status), stop.clone())?;
+    let lease = control.lease();
+    let ended = tokio::select! {
+        ended = live(&spec, &status, &control, &stop) => ended,
+        () = lease.runs_out(spec.lifetime) => Ended::LeaseExpired,
+        _ = asked.recv() => Ended::PoweredOff,
+    };
+    if let Some(machine) = control.take_machine() {
+        machine.power_off().await;
+    }
+    tracing::info!(%ended, "the VM ended");
+    let text = serde_json::to_vec(&ended).map_err(std::io::Error::other)?;
+    std::fs::write("ended.tmp", text)?;
+    std::fs::rename("ended.tmp", ENDED_FILE)?;
+    status.send_modify(|status| status.phase = Phase::Ended(ended));
+    control.close().await;
+    stop.cancel();
+    Ok(())
+}
+
+/// From nothing to a running guest, and on until it ends.
+async fn live(
+    spec: &VmSpec,
+    status: &Arc<watch::Sender<VmStatus>>,
+    control: &Control,
+    stop: &CancellationToken,
+) -> Ended {
+    let (machine, guest) = match start(spec, control, stop).await {
+        Ok(started) => started,
+        Err(reason) => return Ended::StartFailed { reason },
+    };
+    status.send_modify(|status| {
+        status.qemu_pid = Some(machine.pid());
+        status.phase = Phase::Running;
+    });
+    follow(&machine, guest, status).await
+}
+
+async fn start(
+    spec: &VmSpec,
+    control: &Control,
+    stop: &CancellationToken,
+) -> Result<(Arc<Machine>, mpsc::Receiver<GuestEvent>), String> {
+    export_base(spec, stop).await?;
+    let (network, guest) = start_network(spec)?;
+    control.set_network(network);
+    let media = "media.iso";
+    std::fs::write(media, provision::media::provisioning_media(&spec.identity))
+        .map_err(|error| format!("cannot write the provisioning media: {error}"))?;
+    if !spec.overlay.exists() {
+        machine::create_overlay(&spec.overlay, spec.disk_bytes).await.map_err(|error| error.to_string())?;
+    }
+    let machine =
+        Machine::launch(&machine_spec(spec, media)).await.map_err(|error| error.to_string())?;
+    control.set_machine(Arc::clone(&machine));
+    if let Some(resume) = &spec.resume {
+        machine.load_state(&resume.state, &resume.key).await.map_err(|error| error.to_string())?;
+    }
+    machine.resume().await.map_err(|error| error.to_string())?;
+    Ok((machine, guest))
+}
+
+/// Serves the base image on a Unix socket for QEMU.
+async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), String> {
+    let base = &spec.base;
+    let fail = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {}: {error}", base.manifest);
+    let location = base.store.parse().map_err(|error| fail("parse the store location of", &error))?;
+    let store = content::Store::open_read_only(&location)
+        .await
+        .map_err(|error| fail(&format!("open the store {} of image", base.store), &error))?;
+    let manifest = base.manifest.parse().map_err(|error| fail("parse the manifest", &error))?;
+    let cache = content::BlockCache::open(&base.cache_dir, base.cache_bytes_max)
+        .map_err(|error| fail("open the block cache for image", &error))?;
+    let image =
+        store.open_image(&manifest, Arc::new(cache)).await.map_err(|error| fail("open image", &error))?;
+    if spec.disk_bytes < image.size() {
+        return Err(format!("the disk ({} bytes) is smaller than its image ({})", spec.disk_bytes, image.size()));
+    }
+    let export = content::nbd::Export::bind(Path::new(NBD_SOCKET)).map_err(|error| fail("export image", &error))?;
+    tokio::spawn(export.serve(image, stop.clone()));
+    Ok(())
+}
+
+fn start_network(spec: &VmSpec) -> Result<(Network, mpsc::Receiver<GuestEvent>), String> {
+    let allow = spec
+        .outbound
+        .allow
+        .iter()
+        .map(|entry| entry.parse().map_err(|error| format!("allow entry {entry:?}: {error}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let resolvers = match spec.outbound.resolvers.as_slice() {
+        [] => host_resolvers(),
+        given => given.to_vec(),
+    };
+    Network::start(NetConfig {
+        stack_socket: STACK_NET_SOCKET.into(),
+        qemu_socket: QEMU_NET_SOCKET.into(),
+        identity: Arc::new(spec.identity.clone()),
+        guest_ip: GUEST_IP.into(),
+        gateway: GATEWAY.into(),
+        policy: provision::NetPolicy { allow, deny_all_outbound: false },
+        resolvers,
+        own_addrs: provision::host_addresses().unwrap_or_default(),
+    })
+    .map_err(|error| format!("cannot start the guest's network: {error}"))
+}
+
+/// Resolvers of the host, for the guest's DNS forwarder.
+fn host_resolvers() -> Vec<SocketAddr> {
+    std::fs::read_to_string("/etc/resolv.conf")
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.strip_prefix("nameserver"))
+        .filter_map(|address| address.trim().parse().ok())
+        .map(|address: std::net::IpAddr| SocketAddr::new(address, 53))
+        .collect()
+}
+
+fn machine_spec(spec: &VmSpec, media: &str) -> MachineSpec {
+    MachineSpec {
+        name: spec.identity.name.clone(),
+        smbios_uuid: spec.identity.smbios_uuid(),
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        firmware: match spec.identity.generation {
+            Generation::V1 => Firmware::Bios,
+            Generation::V2 => Firmware::Uefi { vars: "uefi-vars.fd".into() },
+        },
+        accelerator: spec.accelerator,
+        disk: DiskLayers {
+            base_socket: NBD_SOCKET.into(),
+            frozen: spec.frozen.clone(),
+            overlay: spec.overlay.clone(),
+        },
+        media: Some(media.into()),
+        net: NetSockets { qemu: QEMU_NET_SOCKET.into(), stack: STACK_NET_SOCKET.into() },
+        mac: spec.identity.mac.to_string(),
+        qmp_socket: QMP_SOCKET.into(),
+        serial_log: SERIAL_LOG.into(),
+        incoming: spec.resume.is_some(),
+    }
+}
+
+/// Keeps the status true until QEMU ends.
+async fn follow(
+    machine: &Machine,
+    mut guest: mpsc::Receiver<GuestEvent>,
+    status: &watch::Sender<VmStatus>,
+) -> Ended {
+    let mut events = machine.events();
+    let mut powered_off = false;
+    loop {
+        tokio::select! {
+            ended = machine.ended() => {
+                while let Ok(event) = events.try_recv() {
+                    powered_off |= event == MachineEvent::GuestShutdown;
+                }
+                return how_it_ended(ended, powered_off);
+            }
+            event = events.recv() => match event {
+                Ok(MachineEvent::GuestShutdown) => powered_off = true,
+                Ok(MachineEvent::DiskError { reason }) => {
+                    tracing::error!(%reason, "a disk error paused the guest");
+                    status.send_modify(|status| status.phase = Phase::DiskError { reason });
+                }
+                Ok(event @ (MachineEvent::GuestReset | MachineEvent::MediaEjected)) => tracing::info!(?event),
+                // The channel closes together with the connection; `ended` follows.
+                Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            Some(event) = guest.recv() => status.send_modify(|status| note(status, event)),
+        }
+    }
+}
+
+fn how_it_ended(ended: RunState, powered_off: bool) -> Ended {
+    match ended {
+        RunState::Ended { clean: true, .. } if powered_off => Ended::GuestPoweredOff,
+        RunState::Ended { status, stderr, .. } => Ended::QemuFailed { reason: format!("{status}: {stderr}") },
+        RunState::Alive => Ended::QemuFailed { reason: "its process could not be watched".into() },
+    }
+}
+
+fn note(status: &mut VmStatus, event: GuestEvent) {
+    tracing::info!(?event, "guest");
+    match event {
+        GuestEvent::Provisioning { text } => {
+            if status.provisioning == Provisioning::Silent {
+                status.provisioning = Provisioning::InProgress { text };
+            }
+        }
+        GuestEvent::Ready => {
+            if !matches!(status.provisioning, Provisioning::Ready { .. }) {
+                status.provisioning = Provisioning::Ready { at: Utc::now() };
+            }
+        }
+        GuestEvent::ProvisioningFailed { text } => status.provisioning = Provisioning::Failed { text },
+        GuestEvent::AgentStatus(agent) => status.agent = Some(agent),
+        GuestEvent::OutboundDenied { destination, reason } => {
+            if status.outbound_denied.len() < DENIED_MAX {
+                status.outbound_denied.push(format!("{destination}: {reason}"));
+            }
+        }
+        // Logged above; nothing else follows from them.
+        _ => {}
+    }
+}
+
+impl control::Lease {
+    /// Ends when nobody kept the VM alive for its lease; never for a virtual machine.
+    async fn runs_out(&self, lifetime: Lifetime) {
+        match lifetime {
+            Lifetime::Virtual => std::future::pending().await,
+            Lifetime::Leased { lease_s } => self.idle_for(Duration::from_secs(lease_s)).await,
+        }
+    }
+}
