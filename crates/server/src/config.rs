@@ -35,6 +35,10 @@ pub struct Config {
     pub subscription_name: String,
     /// Regions, at least one.
     pub regions: Vec<RegionConfig>,
+    /// Folders with further catalogues of platform images (`*.toml`).
+    pub catalog: Vec<PathBuf>,
+    /// This program, which runs the VMs' processes.
+    pub program: PathBuf,
     /// What fetches and guests may reach beyond the internet.
     pub network: NetworkConfig,
     /// Limits.
@@ -128,6 +132,8 @@ struct File {
     subscription_id: Option<String>,
     subscription_name: Option<String>,
     #[serde(default)]
+    catalog: Vec<PathBuf>,
+    #[serde(default)]
     region: Vec<FileRegion>,
     #[serde(default)]
     network: FileNetwork,
@@ -181,6 +187,9 @@ impl Config {
                 .expect("a constant"),
             subscription_name: "Tintype".to_owned(),
             regions: vec![region("eastus")],
+            catalog: Vec::new(),
+            // Only a program whose file was removed while it runs has no path; spawning a VM says so then.
+            program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("tintype")),
             network: NetworkConfig::default(),
             limits: Limits::default(),
         }
@@ -277,6 +286,7 @@ impl File {
         config.database = self.database;
         config.tenant_id = self.tenant_id.unwrap_or(config.tenant_id);
         config.subscription_name = self.subscription_name.unwrap_or(config.subscription_name);
+        config.catalog = self.catalog.into_iter().map(|path| folder.join(path)).collect();
         config.network.allow = self.network.allow;
         let (limits, file) = (&mut config.limits, self.limits);
         let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);

@@ -12,8 +12,10 @@ pub mod api;
 pub mod auth;
 mod config;
 mod endpoint;
+pub mod fabric;
 pub mod http;
 pub mod jobs;
+mod reconcile;
 mod secret_file;
 mod state;
 mod tls;
@@ -72,6 +74,9 @@ pub enum StartError {
     /// The signing key cannot be used.
     #[error(transparent)]
     Key(#[from] auth::KeyError),
+    /// The host's folders or catalogue cannot be used.
+    #[error(transparent)]
+    Fabric(#[from] fabric::FabricError),
     /// The first credentials cannot be set up.
     #[error(transparent)]
     Client(#[from] auth::ClientError),
@@ -121,7 +126,9 @@ impl Server {
         let addr = listener.local_addr().map_err(listen)?;
         let endpoint = Endpoint::new(&config.public_host, addr.port(), config.tenant_id);
 
-        let state = AppState::new(Shared { config, store, endpoint, keys, clients });
+        let fabric = fabric::Fabric::new(&config)?;
+        let state = AppState::new(Shared { config, store, fabric, endpoint, keys, clients });
+        reconcile::runs::undo_left_behind(&state).await?;
         let app = http::front::app(&state);
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let max = state.config.limits.connections;

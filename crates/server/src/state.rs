@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use store::Store;
 
 use crate::auth::{Clients, SigningKeys};
+use crate::fabric::Fabric;
 use crate::{Config, Endpoint};
 
 /// Cheap to clone; see [`Shared`] for what is in it.
@@ -19,6 +20,8 @@ pub struct Shared {
     pub config: Config,
     /// Database.
     pub store: Store,
+    /// Regions' stores, QEMU, folders of this host.
+    pub fabric: Fabric,
     /// Address for URLs.
     pub endpoint: Endpoint,
     pub(crate) keys: SigningKeys,

@@ -2,6 +2,15 @@
 //! a file, its line in [`routes`], its type in `providers.rs`, and, if deleting it is work, an arm in
 //! [`begin_delete`].
 
+pub(crate) mod galleries;
+pub(crate) mod image_definitions;
+pub(crate) mod image_templates;
+pub(crate) mod image_versions;
+pub(crate) mod platform_images;
+pub(crate) mod run_outputs;
+pub(crate) mod runs;
+pub(crate) mod virtual_machines;
+pub(crate) mod vm_endpoints;
 mod locations;
 pub mod providers;
 mod resource_groups;
@@ -23,6 +32,15 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = providers::routes(routes);
     let routes = resource_groups::routes(routes);
     let routes = resources::routes(routes);
+    let routes = galleries::routes(routes);
+    let routes = image_definitions::routes(routes);
+    let routes = image_versions::routes(routes);
+    let routes = image_templates::routes(routes);
+    let routes = run_outputs::routes(routes);
+    let routes = runs::routes(routes);
+    let routes = virtual_machines::routes(routes);
+    let routes = platform_images::routes(routes);
+    let routes = vm_endpoints::routes(routes);
     lro::routes(routes)
 }
 

@@ -2,8 +2,18 @@
 //! and a file beside this one with its handler.
 
 pub mod context;
+pub(crate) mod create_image_template;
+pub(crate) mod create_image_version;
+pub(crate) mod create_virtual_machine;
+pub(crate) mod delete_image_template;
+pub(crate) mod delete_image_version;
 pub(crate) mod delete_resource_group;
+pub(crate) mod delete_virtual_machine;
 pub mod engine;
+pub(crate) mod fetch;
+pub(crate) mod make_platform_image;
+pub(crate) mod replicate_image_version;
+pub(crate) mod run_image_template;
 
 use std::sync::Arc;
 
@@ -19,6 +29,24 @@ use engine::Handlers;
 pub enum JobKind {
     /// Deletes a resource group and everything in it.
     DeleteResourceGroup,
+    /// Finds the content of an image version and stores it in the home region.
+    CreateImageVersion,
+    /// Brings an image version to every target region.
+    ReplicateImageVersion,
+    /// Releases an image version everywhere, then deletes it.
+    DeleteImageVersion,
+    /// Fetches a template's scripts and checks its references.
+    CreateImageTemplate,
+    /// Builds, validates and distributes an image.
+    RunImageTemplate,
+    /// Deletes a template with its staging resource group.
+    DeleteImageTemplate,
+    /// Makes a VM's disk, starts it and waits for its agent.
+    CreateVirtualMachine,
+    /// Ends a VM and removes what it had.
+    DeleteVirtualMachine,
+    /// Makes a platform image on first use.
+    MakePlatformImage,
 }
 
 /// What becomes of a job whose worker died.
@@ -32,13 +60,33 @@ pub enum OnLost {
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 1] = [JobKind::DeleteResourceGroup];
+    pub const ALL: [JobKind; 10] = [
+        JobKind::DeleteResourceGroup,
+        JobKind::CreateImageVersion,
+        JobKind::ReplicateImageVersion,
+        JobKind::DeleteImageVersion,
+        JobKind::CreateImageTemplate,
+        JobKind::RunImageTemplate,
+        JobKind::DeleteImageTemplate,
+        JobKind::CreateVirtualMachine,
+        JobKind::DeleteVirtualMachine,
+        JobKind::MakePlatformImage,
+    ];
 
     /// As the database names it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             JobKind::DeleteResourceGroup => "deleteResourceGroup",
+            JobKind::CreateImageVersion => "createImageVersion",
+            JobKind::ReplicateImageVersion => "replicateImageVersion",
+            JobKind::DeleteImageVersion => "deleteImageVersion",
+            JobKind::CreateImageTemplate => "createImageTemplate",
+            JobKind::RunImageTemplate => "runImageTemplate",
+            JobKind::DeleteImageTemplate => "deleteImageTemplate",
+            JobKind::CreateVirtualMachine => "createVirtualMachine",
+            JobKind::DeleteVirtualMachine => "deleteVirtualMachine",
+            JobKind::MakePlatformImage => "makePlatformImage",
         }
     }
 
@@ -52,7 +100,11 @@ impl JobKind {
     #[must_use]
     pub fn on_lost(self) -> OnLost {
         match self {
-            JobKind::DeleteResourceGroup => OnLost::Retry,
+            JobKind::RunImageTemplate => OnLost::Fail(
+                "The run was interrupted: the service stopped while it was under way. Nothing of it is left; run the \
+                 template again.",
+            ),
+            _ => OnLost::Retry,
         }
     }
 
@@ -61,6 +113,15 @@ impl JobKind {
     pub fn max_attempts(self) -> u32 {
         match self {
             JobKind::DeleteResourceGroup => 5,
+            JobKind::CreateImageVersion => 5,
+            JobKind::ReplicateImageVersion => 20,
+            JobKind::DeleteImageVersion => 20,
+            JobKind::CreateImageTemplate => 5,
+            JobKind::RunImageTemplate => 2,
+            JobKind::DeleteImageTemplate => 20,
+            JobKind::CreateVirtualMachine => 5,
+            JobKind::DeleteVirtualMachine => 20,
+            JobKind::MakePlatformImage => 3,
         }
     }
 }
@@ -97,6 +158,15 @@ pub(crate) fn handlers() -> Handlers {
 async fn run(kind: JobKind, context: JobContext) -> Result<(), JobFailure> {
     match kind {
         JobKind::DeleteResourceGroup => delete_resource_group::run(context).await,
+        JobKind::CreateImageVersion => create_image_version::run(context).await,
+        JobKind::ReplicateImageVersion => replicate_image_version::run(context).await,
+        JobKind::DeleteImageVersion => delete_image_version::run(context).await,
+        JobKind::CreateImageTemplate => create_image_template::run(context).await,
+        JobKind::RunImageTemplate => run_image_template::run(context).await,
+        JobKind::DeleteImageTemplate => delete_image_template::run(context).await,
+        JobKind::CreateVirtualMachine => create_virtual_machine::run(context).await,
+        JobKind::DeleteVirtualMachine => delete_virtual_machine::run(context).await,
+        JobKind::MakePlatformImage => make_platform_image::run(context).await,
     }
 }
 
@@ -105,6 +175,15 @@ async fn run(kind: JobKind, context: JobContext) -> Result<(), JobFailure> {
 async fn failed(tx: &mut Tx<'_>, kind: JobKind, job: &Job, failure: &JobFailure) -> Result<(), StoreError> {
     match kind {
         JobKind::DeleteResourceGroup => delete_resource_group::failed(tx, job, failure).await,
+        JobKind::CreateImageVersion => create_image_version::failed(tx, job, failure).await,
+        JobKind::ReplicateImageVersion => replicate_image_version::failed(tx, job, failure).await,
+        JobKind::DeleteImageVersion => delete_image_version::failed(tx, job, failure).await,
+        JobKind::CreateImageTemplate => create_image_template::failed(tx, job, failure).await,
+        JobKind::RunImageTemplate => run_image_template::failed(tx, job, failure).await,
+        JobKind::DeleteImageTemplate => delete_image_template::failed(tx, job, failure).await,
+        JobKind::CreateVirtualMachine => create_virtual_machine::failed(tx, job, failure).await,
+        JobKind::DeleteVirtualMachine => delete_virtual_machine::failed(tx, job, failure).await,
+        JobKind::MakePlatformImage => make_platform_image::failed(tx, job, failure).await,
     }
 }
 

@@ -1,0 +1,7 @@
+//! Routes of platform images.
+
+use crate::http::routes::Routes;
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+}

@@ -1,0 +1,1 @@
+//! Fetches what templates name by URL.
