@@ -93,8 +93,20 @@ const RESOURCES: ProviderVersions = ProviderVersions {
     oldest: date(2014, 4, 1),
     newest: date(2026, 12, 31),
     listed: &[
-        "2025-04-01", "2024-11-01", "2024-03-01", "2023-07-01", "2022-12-01", "2022-09-01", "2021-04-01", "2020-10-01",
-        "2020-06-01", "2019-11-01", "2019-10-01", "2018-05-01", "2016-06-01", "2015-01-01",
+        "2025-04-01",
+        "2024-11-01",
+        "2024-03-01",
+        "2023-07-01",
+        "2022-12-01",
+        "2022-09-01",
+        "2021-04-01",
+        "2020-10-01",
+        "2020-06-01",
+        "2019-11-01",
+        "2019-10-01",
+        "2018-05-01",
+        "2016-06-01",
+        "2015-01-01",
     ],
 };
 
@@ -103,11 +115,42 @@ const COMPUTE: ProviderVersions = ProviderVersions {
     oldest: date(2015, 6, 15),
     newest: date(2026, 12, 31),
     listed: &[
-        "2026-04-01", "2026-03-03", "2026-03-02", "2025-12-03", "2025-11-01", "2025-04-01", "2025-03-03", "2025-01-02",
-        "2024-11-01", "2024-07-01", "2024-03-03", "2024-03-02", "2024-03-01", "2023-10-02", "2023-09-01", "2023-07-03",
-        "2023-07-01", "2023-04-02", "2023-03-01", "2022-11-01", "2022-08-03", "2022-08-01", "2022-07-01", "2022-03-03",
-        "2022-03-02", "2022-03-01", "2022-01-03", "2021-10-01", "2021-07-01", "2020-09-30", "2020-05-01", "2019-12-01",
-        "2019-04-01", "2019-03-01", "2018-10-01", "2018-06-01",
+        "2026-04-01",
+        "2026-03-03",
+        "2026-03-02",
+        "2025-12-03",
+        "2025-11-01",
+        "2025-04-01",
+        "2025-03-03",
+        "2025-01-02",
+        "2024-11-01",
+        "2024-07-01",
+        "2024-03-03",
+        "2024-03-02",
+        "2024-03-01",
+        "2023-10-02",
+        "2023-09-01",
+        "2023-07-03",
+        "2023-07-01",
+        "2023-04-02",
+        "2023-03-01",
+        "2022-11-01",
+        "2022-08-03",
+        "2022-08-01",
+        "2022-07-01",
+        "2022-03-03",
+        "2022-03-02",
+        "2022-03-01",
+        "2022-01-03",
+        "2021-10-01",
+        "2021-07-01",
+        "2020-09-30",
+        "2020-05-01",
+        "2019-12-01",
+        "2019-04-01",
+        "2019-03-01",
+        "2018-10-01",
+        "2018-06-01",
     ],
 };
 
@@ -116,20 +159,31 @@ const IMAGE_BUILDER: ProviderVersions = ProviderVersions {
     oldest: date(2018, 2, 1),
     newest: date(2026, 12, 31),
     listed: &[
-        "2025-10-01", "2024-02-01", "2023-07-01", "2022-07-01", "2022-02-14", "2021-10-01", "2020-02-14",
-        "2019-05-01-preview", "2019-02-01-preview", "2018-02-01-preview",
+        "2025-10-01",
+        "2024-02-01",
+        "2023-07-01",
+        "2022-07-01",
+        "2022-02-14",
+        "2021-10-01",
+        "2020-02-14",
+        "2019-05-01-preview",
+        "2019-02-01-preview",
+        "2018-02-01-preview",
     ],
 };
 
 fn provider(namespace: &str) -> Option<&'static ProviderVersions> {
-    [&RESOURCES, &COMPUTE, &IMAGE_BUILDER].into_iter().find(|provider| provider.namespace.eq_ignore_ascii_case(namespace))
+    [&RESOURCES, &COMPUTE, &IMAGE_BUILDER]
+        .into_iter()
+        .find(|provider| provider.namespace.eq_ignore_ascii_case(namespace))
 }
 
 fn parse(text: &str) -> Option<ApiVersion> {
     let (date, suffix) = (text.get(..10)?, text.get(10..)?);
     let mut parts = date.split('-');
     let mut number = |digits: usize| {
-        let part = parts.next().filter(|part| part.len() == digits && part.bytes().all(|b| b.is_ascii_digit()))?;
+        let part =
+            parts.next().filter(|part| part.len() == digits && part.bytes().all(|b| b.is_ascii_digit()))?;
         part.parse::<u16>().ok()
     };
     let (year, month, day) = (number(4)?, number(2)?, number(2)?);
@@ -139,7 +193,8 @@ fn parse(text: &str) -> Option<ApiVersion> {
     let suffix = match suffix {
         "" => RELEASE,
         _ => suffix.strip_prefix('-').filter(|suffix| {
-            (1..=SUFFIX_CHARS_MAX).contains(&suffix.len()) && suffix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
+            (1..=SUFFIX_CHARS_MAX).contains(&suffix.len())
+                && suffix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
         })?,
     };
     let date = Date { year, month: month as u8, day: day as u8 };
@@ -166,7 +221,17 @@ mod tests {
 
     #[test]
     fn only_dates_are_versions() {
-        for bad in ["", "latest", "2024-2-1", "2024-13-01", "2024-01-32", "2024-01-01-", "2024-01-01preview", "2024-01-0１", "+024-01-01"] {
+        for bad in [
+            "",
+            "latest",
+            "2024-2-1",
+            "2024-13-01",
+            "2024-01-32",
+            "2024-01-01-",
+            "2024-01-01preview",
+            "2024-01-0１",
+            "+024-01-01",
+        ] {
             assert_eq!(ApiVersion::parse(bad).unwrap_err().code, "InvalidApiVersionParameter", "{bad:?}");
         }
         assert_eq!(version("2019-05-01-Preview").to_string(), "2019-05-01-preview");

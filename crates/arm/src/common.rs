@@ -35,14 +35,36 @@ pub(crate) fn location(text: Option<&str>) -> Result<Region, ArmError> {
     }
 }
 
-/// `tags`, which need not be there. A tag's value may be null, which is the empty text.
-pub(crate) fn tags(tags: Option<BTreeMap<String, Option<String>>>) -> Result<Tags, Violation> {
-    Tags::new(tags.unwrap_or_default().into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect())
+/// Tags as clients send them. A value may be null, which is the empty text.
+pub(crate) type WireTags = BTreeMap<String, Option<String>>;
+
+/// A resource's own `tags`, which need not be there. Azure answers `{}` to `{}` and nothing to nothing
+/// (recorded); the model need not know, so the empty object is kept.
+pub(crate) fn resource_tags(
+    wire: Option<WireTags>,
+    extra: &mut Map<String, Value>,
+) -> Result<Tags, Violation> {
+    if wire.as_ref().is_some_and(|tags| tags.is_empty()) {
+        extra.insert("tags".to_owned(), json!({}));
+    }
+    tags(wire)
+}
+
+/// Any other tags.
+pub(crate) fn tags(wire: Option<WireTags>) -> Result<Tags, Violation> {
+    Tags::new(
+        wire.unwrap_or_default().into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect(),
+    )
 }
 
 /// Tags as they are answered.
 pub(crate) fn tags_json(tags: &Tags) -> Value {
     Value::Object(tags.iter().map(|(name, value)| (name.to_owned(), json!(value))).collect())
+}
+
+/// A resource's own tags, unless there are none.
+pub(crate) fn resource_tags_json(tags: &Tags) -> Option<Value> {
+    (*tags != Tags::default()).then(|| tags_json(tags))
 }
 
 /// A reference to a resource, checked by ARM's grammar.
@@ -106,13 +128,18 @@ impl From<Object> for Value {
 }
 
 /// A resource of Microsoft.Compute: name, id, type, location, tags, properties, then what was kept.
-pub(crate) fn compute_resource(context: &Context<'_>, location: &Region, tags: &Tags, properties: Object) -> Object {
+pub(crate) fn compute_resource(
+    context: &Context<'_>,
+    location: &Region,
+    tags: &Tags,
+    properties: Object,
+) -> Object {
     Object::new()
         .set("name", context.id.name())
         .set("id", context.id.to_string())
         .set("type", context.id.resource_type().as_str())
         .set("location", location.as_str())
-        .set("tags", tags_json(tags))
+        .maybe("tags", resource_tags_json(tags))
         .set("properties", properties)
         .with_extra(context.extra)
 }

@@ -106,7 +106,9 @@ impl ArmError {
         Self::new(
             404,
             "ParentResourceNotFound",
-            format!("Can not perform requested operation on nested resource. Parent resource {parent} not found."),
+            format!(
+                "Can not perform requested operation on nested resource. Parent resource {parent} not found."
+            ),
         )
     }
 
@@ -135,7 +137,11 @@ impl ArmError {
 
     /// No such namespace.
     pub fn invalid_resource_namespace(namespace: &str) -> Self {
-        Self::new(404, "InvalidResourceNamespace", format!("The resource namespace '{namespace}' is invalid."))
+        Self::new(
+            404,
+            "InvalidResourceNamespace",
+            format!("The resource namespace '{namespace}' is invalid."),
+        )
     }
 
     // ---- the request itself ----
@@ -155,12 +161,20 @@ impl ArmError {
         Self::new(
             400,
             "InvalidApiVersionParameter",
-            format!("The api-version '{shown}' is invalid. The supported versions are '{}'.", supported.join(",")),
+            format!(
+                "The api-version '{shown}' is invalid. The supported versions are '{}'.",
+                supported.join(",")
+            ),
         )
     }
 
     /// The provider does not have this version for this type.
-    pub fn no_registered_provider(location: &str, version: &ApiVersion, resource_type: &ResourceType, supported: &[&str]) -> Self {
+    pub fn no_registered_provider(
+        location: &str,
+        version: &ApiVersion,
+        resource_type: &ResourceType,
+        supported: &[&str],
+    ) -> Self {
         Self::new(
             400,
             "NoRegisteredProviderFound",
@@ -221,7 +235,11 @@ impl ArmError {
 
     /// The resource exists and does not have this method.
     pub fn method_not_allowed(method: &str) -> Self {
-        Self::new(405, "MethodNotAllowed", format!("The requested resource does not support http method '{method}'."))
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            format!("The requested resource does not support http method '{method}'."),
+        )
     }
 
     /// The body is larger than the server accepts.
@@ -237,7 +255,11 @@ impl ArmError {
 
     /// No `Authorization` header.
     pub fn authentication_failed() -> Self {
-        Self::new(401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
+        Self::new(
+            401,
+            "AuthenticationFailed",
+            "Authentication failed. The 'Authorization' header is missing.",
+        )
     }
 
     /// A token that does not verify.
@@ -247,7 +269,11 @@ impl ArmError {
 
     /// A token past its time.
     pub fn expired_authentication_token() -> Self {
-        Self::new(401, "ExpiredAuthenticationToken", "The access token expiry UTC time is earlier than current UTC time.")
+        Self::new(
+            401,
+            "ExpiredAuthenticationToken",
+            "The access token expiry UTC time is earlier than current UTC time.",
+        )
     }
 
     /// The caller may not do this.
@@ -286,7 +312,11 @@ impl ArmError {
 
     /// `If-Match` or `If-None-Match` does not hold.
     pub fn precondition_failed() -> Self {
-        Self::new(412, "PreconditionFailed", "The condition set in the request's If-Match or If-None-Match header was not satisfied.")
+        Self::new(
+            412,
+            "PreconditionFailed",
+            "The condition set in the request's If-Match or If-None-Match header was not satisfied.",
+        )
     }
 
     /// The group is going away.
@@ -294,7 +324,9 @@ impl ArmError {
         Self::new(
             409,
             "ResourceGroupBeingDeleted",
-            format!("The resource group '{name}' is in deprovisioning state and cannot perform this operation."),
+            format!(
+                "The resource group '{name}' is in deprovisioning state and cannot perform this operation."
+            ),
         )
     }
 
@@ -303,7 +335,9 @@ impl ArmError {
         Self::new(
             500,
             "InternalServerError",
-            format!("The server encountered an internal error. Its log has the cause under the correlation id '{correlation_id}'."),
+            format!(
+                "The server encountered an internal error. Its log has the cause under the correlation id '{correlation_id}'."
+            ),
         )
     }
 }
@@ -317,7 +351,6 @@ impl From<Violation> for ArmError {
             Rule::Conflict => (409, "Conflict"),
             Rule::NotAllowed => (409, "OperationNotAllowed"),
             Rule::BlockedBeforeEndOfLife => (409, "DeleteGalleryImageVersionBlockedBeforeEndOfLife"),
-            Rule::NotFound => (404, "NotFound"),
         };
         Self { target: violation.target, ..Self::new(status, code, violation.message) }
     }
@@ -325,7 +358,9 @@ impl From<Violation> for ArmError {
 
 impl From<InvalidTransition> for ArmError {
     fn from(refusal: InvalidTransition) -> Self {
-        Self::operation_not_allowed(format!("Operation is not allowed: {refusal}. Wait until it has ended and try again."))
+        Self::operation_not_allowed(format!(
+            "Operation is not allowed: {refusal}. Wait until it has ended and try again."
+        ))
     }
 }
 
@@ -341,7 +376,10 @@ mod tests {
 
     #[test]
     fn envelopes_are_azures() {
-        let id = ResourceId::parse("/subscriptions/s/resourceGroups/rg/providers/microsoft.compute/VIRTUALMACHINES/vm1").unwrap();
+        let id = ResourceId::parse(
+            "/subscriptions/s/resourceGroups/rg/providers/microsoft.compute/VIRTUALMACHINES/vm1",
+        )
+        .unwrap();
         insta::assert_json_snapshot!(ArmError::resource_not_found(&id).to_json(), @r#"
         {
           "error": {

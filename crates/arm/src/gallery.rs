@@ -1,14 +1,12 @@
 //! `Microsoft.Compute/galleries`.
 
-use std::collections::BTreeMap;
-
+use model::SubscriptionId;
 use model::gallery::{Gallery, GallerySpec};
-use model::{GalleryName, SubscriptionId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api_version::ApiVersion;
-use crate::common::{self, Context, Object, Parsed};
+use crate::common::{self, Context, Object, Parsed, WireTags};
 use crate::error::ArmError;
 use crate::names::PERMISSIONS;
 use crate::shape::{self, Kind, Shape, Strictness};
@@ -75,7 +73,7 @@ const KNOWN_UNTIL: (u16, u8, u8) = (2026, 3, 3);
 #[derive(Deserialize)]
 struct Wire {
     location: Option<String>,
-    tags: Option<BTreeMap<String, Option<String>>>,
+    tags: Option<WireTags>,
     #[serde(default)]
     properties: WireProperties,
 }
@@ -106,12 +104,12 @@ struct WireSoftDeletePolicy {
 /// What is wrong with the body.
 pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<GallerySpec>, ArmError> {
     let strictness = Strictness::compute(version, KNOWN_UNTIL);
-    let read = shape::read(body, &SHAPE, &strictness)?;
+    let mut read = shape::read(body, &SHAPE, &strictness)?;
     let wire: Wire = shape::typed(read.typed, &strictness)?;
     let permissions = wire.properties.sharing_profile.permissions;
     let data = GallerySpec {
         location: common::location(wire.location.as_deref())?,
-        tags: common::tags(wire.tags)?,
+        tags: common::resource_tags(wire.tags, &mut read.extra)?,
         description: wire.properties.description,
         sharing: PERMISSIONS.parse_option(permissions.as_deref(), "properties.sharingProfile.permissions")?,
         soft_delete: wire.properties.soft_delete_policy.is_soft_delete_enabled,
@@ -128,24 +126,23 @@ pub fn render(gallery: &Gallery, context: &Context<'_>) -> Value {
     let properties = Object::new()
         .maybe("description", gallery.spec.description.as_deref())
         .set("identifier", json!({ "uniqueName": unique_name }))
-        .maybe("sharingProfile", gallery.spec.sharing.map(|sharing| json!({ "permissions": PERMISSIONS.name(sharing) })))
-        .maybe("softDeletePolicy", gallery.spec.soft_delete.map(|enabled| json!({ "isSoftDeleteEnabled": enabled })))
+        .maybe(
+            "sharingProfile",
+            gallery.spec.sharing.map(|sharing| json!({ "permissions": PERMISSIONS.name(sharing) })),
+        )
+        .maybe(
+            "softDeletePolicy",
+            gallery.spec.soft_delete.map(|enabled| json!({ "isSoftDeleteEnabled": enabled })),
+        )
         .set("provisioningState", gallery.provisioning.name());
     common::compute_resource(context, &gallery.spec.location, &gallery.spec.tags, properties).into()
-}
-
-/// The name in the URL.
-///
-/// # Errors
-/// RULES.md 2D, 1 and 2.
-pub fn parse_name(text: &str) -> Result<GalleryName, ArmError> {
-    Ok(GalleryName::parse(text)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::resource_id::ResourceId;
+    use model::GalleryName;
 
     #[test]
     fn a_gallery_comes_back_with_what_it_does_not_understand() {
@@ -158,7 +155,7 @@ mod tests {
             }
         });
         let parsed = parse(body, &version).unwrap();
-        let gallery = Gallery::create(parse_name("My_Gallery").unwrap(), parsed.data);
+        let gallery = Gallery::create(GalleryName::parse("My_Gallery").unwrap(), parsed.data);
         let id = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers/Microsoft.Compute/galleries/My_Gallery";
         insta::assert_json_snapshot!(render(&gallery, &Context { id: &ResourceId::parse(id).unwrap(), extra: &parsed.extra }), @r#"
         {
@@ -166,7 +163,6 @@ mod tests {
           "id": "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers/Microsoft.Compute/galleries/My_Gallery",
           "type": "Microsoft.Compute/galleries",
           "location": "westus",
-          "tags": {},
           "properties": {
             "description": "d",
             "identifier": {

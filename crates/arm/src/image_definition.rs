@@ -1,16 +1,15 @@
 //! `Microsoft.Compute/galleries/images`.
 
-use std::collections::BTreeMap;
-
 use model::VersionName;
 use model::image_definition::{
-    Architecture, Feature, HyperVGeneration, Identifier, ImageDefinition, ImageDefinitionSpec, PurchasePlan, Range,
+    Architecture, Feature, HyperVGeneration, Identifier, ImageDefinition, ImageDefinitionSpec, PurchasePlan,
+    Range,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api_version::ApiVersion;
-use crate::common::{self, Context, Object, Parsed};
+use crate::common::{self, Context, Object, Parsed, WireTags};
 use crate::error::ArmError;
 use crate::names::{ARCHITECTURES, GENERATIONS, OS_STATES, OS_TYPES};
 use crate::shape::{self, Kind, Shape, Strictness};
@@ -76,7 +75,7 @@ const KNOWN_UNTIL: (u16, u8, u8) = (2026, 3, 3);
 #[derive(Deserialize)]
 struct Wire {
     location: Option<String>,
-    tags: Option<BTreeMap<String, Option<String>>>,
+    tags: Option<WireTags>,
     properties: Option<WireProperties>,
 }
 
@@ -150,21 +149,31 @@ struct WireFeature {
 ///
 /// # Errors
 /// What is wrong with the body.
-pub fn parse(body: Value, version: &ApiVersion, now: model::Timestamp) -> Result<Parsed<ImageDefinitionSpec>, ArmError> {
+pub fn parse(
+    body: Value,
+    version: &ApiVersion,
+    now: model::Timestamp,
+) -> Result<Parsed<ImageDefinitionSpec>, ArmError> {
     let strictness = Strictness::compute(version, KNOWN_UNTIL);
-    let read = shape::read(body, &SHAPE, &strictness)?;
+    let mut read = shape::read(body, &SHAPE, &strictness)?;
     let wire: Wire = shape::typed(read.typed, &strictness)?;
     let location = common::location(wire.location.as_deref())?;
     let properties = wire.properties.ok_or_else(|| ArmError::missing_parameter("properties"))?;
-    let required = |word: &Option<String>, name: &str| word.clone().ok_or_else(|| ArmError::missing_parameter(&format!("galleryImage.properties.{name}")));
-    let identifier = properties.identifier.ok_or_else(|| ArmError::missing_parameter("galleryImage.properties.identifier"))?;
+    let required = |word: &Option<String>, name: &str| {
+        word.clone().ok_or_else(|| ArmError::missing_parameter(&format!("galleryImage.properties.{name}")))
+    };
+    let identifier = properties
+        .identifier
+        .ok_or_else(|| ArmError::missing_parameter("galleryImage.properties.identifier"))?;
     let features = properties.features.into_iter().map(feature).collect::<Result<Vec<_>, _>>()?;
-    let generation = GENERATIONS.parse_option(properties.hyper_v_generation.as_deref(), "properties.hyperVGeneration")?;
+    let generation =
+        GENERATIONS.parse_option(properties.hyper_v_generation.as_deref(), "properties.hyperVGeneration")?;
     let (generation, features) = defaults(version, generation, features);
-    let end_of_life = properties.end_of_life_date.map(|text| time::parse(&text, "endOfLifeDate")).transpose()?;
+    let end_of_life =
+        properties.end_of_life_date.map(|text| time::parse(&text, "endOfLifeDate")).transpose()?;
     let data = ImageDefinitionSpec {
         location,
-        tags: common::tags(wire.tags)?,
+        tags: common::resource_tags(wire.tags, &mut read.extra)?,
         description: properties.description,
         eula: properties.eula,
         privacy_statement_uri: properties.privacy_statement_uri,
@@ -175,7 +184,11 @@ pub fn parse(body: Value, version: &ApiVersion, now: model::Timestamp) -> Result
         architecture: ARCHITECTURES
             .parse_option(properties.architecture.as_deref(), "properties.architecture")?
             .unwrap_or(Architecture::X64),
-        identifier: Identifier { publisher: identifier.publisher, offer: identifier.offer, sku: identifier.sku },
+        identifier: Identifier {
+            publisher: identifier.publisher,
+            offer: identifier.offer,
+            sku: identifier.sku,
+        },
         end_of_life,
         recommended_vcpus: properties.recommended.vcpus.map(range),
         recommended_memory_gib: properties.recommended.memory.map(range),
@@ -215,7 +228,8 @@ fn defaults(
 }
 
 fn feature(wire: WireFeature) -> Result<Feature, ArmError> {
-    let starts_at_version = common::non_empty(wire.starts_at_version).map(|text| VersionName::parse(&text)).transpose()?;
+    let starts_at_version =
+        common::non_empty(wire.starts_at_version).map(|text| VersionName::parse(&text)).transpose()?;
     Ok(Feature { name: wire.name, value: wire.value, starts_at_version })
 }
 
@@ -299,7 +313,10 @@ mod tests {
         let old = parse_at(body(), "2024-03-03").unwrap().data;
         assert_eq!((old.hyper_v_generation, old.features.len()), (HyperVGeneration::V1, 0));
         let new = parse_at(body(), "2025-03-03").unwrap().data;
-        assert_eq!((new.hyper_v_generation, new.features[0].value.as_str()), (HyperVGeneration::V2, "TrustedLaunchSupported"));
+        assert_eq!(
+            (new.hyper_v_generation, new.features[0].value.as_str()),
+            (HyperVGeneration::V2, "TrustedLaunchSupported")
+        );
         let mut standard = body();
         standard["properties"]["features"] = json!([{"name": "SecurityType", "value": "Standard"}]);
         assert_eq!(parse_at(standard, "2025-03-03").unwrap().data.features.len(), 1);
@@ -309,14 +326,16 @@ mod tests {
     fn a_definition_comes_back() {
         let parsed = parse_at(body(), "2024-03-03").unwrap();
         let definition = ImageDefinition::create(ImageDefinitionName::parse("d").unwrap(), parsed.data);
-        let id = ResourceId::parse("/subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/galleries/g/images/d").unwrap();
+        let id = ResourceId::parse(
+            "/subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/galleries/g/images/d",
+        )
+        .unwrap();
         insta::assert_json_snapshot!(render(&definition, &Context { id: &id, extra: &parsed.extra }), @r#"
         {
           "name": "d",
           "id": "/subscriptions/s/resourceGroups/rg/providers/Microsoft.Compute/galleries/g/images/d",
           "type": "Microsoft.Compute/galleries/images",
           "location": "eastus",
-          "tags": {},
           "properties": {
             "hyperVGeneration": "V1",
             "architecture": "x64",
@@ -341,10 +360,22 @@ mod tests {
             let error = parse_at(body, "2024-03-03").unwrap_err();
             (error.code, error.target.unwrap_or_default())
         };
-        assert_eq!(refusal(|p| p["osType"] = json!("BeOS")), ("InvalidParameter".into(), "properties.osType".into()));
-        assert_eq!(refusal(|p| p["osType"] = json!(null)), ("InvalidParameter".into(), "galleryImage.properties.osType".into()));
-        assert_eq!(refusal(|p| p["identifier"]["sku"] = json!("a.")).1, "galleryImage.properties.identifier.sku");
-        assert_eq!(refusal(|p| p["recommended"] = json!({"vCPUs": {"min": "x"}})), ("InvalidRequestContent".into(), "properties.recommended.vCPUs.min".into()));
+        assert_eq!(
+            refusal(|p| p["osType"] = json!("BeOS")),
+            ("InvalidParameter".into(), "properties.osType".into())
+        );
+        assert_eq!(
+            refusal(|p| p["osType"] = json!(null)),
+            ("InvalidParameter".into(), "galleryImage.properties.osType".into())
+        );
+        assert_eq!(
+            refusal(|p| p["identifier"]["sku"] = json!("a.")).1,
+            "galleryImage.properties.identifier.sku"
+        );
+        assert_eq!(
+            refusal(|p| p["recommended"] = json!({"vCPUs": {"min": "x"}})),
+            ("InvalidRequestContent".into(), "properties.recommended.vCPUs.min".into())
+        );
         assert_eq!(refusal(|p| p["colour"] = json!(1)), ("BadRequest".into(), "properties.colour".into()));
         assert_eq!(refusal(|p| p["endOfLifeDate"] = json!("1969-01-01")).1, "properties.endOfLifeDate");
     }

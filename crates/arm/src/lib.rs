@@ -7,7 +7,7 @@
 //!  render(&Resource, &Context) -> Value                              model → answer, defaults filled as Azure does
 //! ```
 //!
-//! A request is first read against a [`shape`](crate::shape) of the properties that Azure has: it refuses,
+//! A request is first read against a shape of the properties that Azure has: it refuses,
 //! ignores or keeps unknown ones as the api-version wants ([`api_version`]), and splits what the model has a
 //! field for from what is only kept ([`Parsed::extra`]) and given back by `render`. So a property that we do
 //! not understand yet survives a GET and PUT, and no handler knows about it.

@@ -59,13 +59,18 @@ mod tests {
         let extra = json!({"a": {"b": 9, "c": 2}, "list": [{}, {"y": 3}], "odd": [{}, {}], "new": [4]});
         let (Value::Object(map), Value::Object(extra)) = (&mut answer, extra) else { unreachable!() };
         add_extra(map, &extra);
-        assert_eq!(answer, json!({"a": {"b": 1, "c": 2}, "list": [{"x": 1}, {"x": 2, "y": 3}], "odd": [1], "new": [4]}));
+        assert_eq!(
+            answer,
+            json!({"a": {"b": 1, "c": 2}, "list": [{"x": 1}, {"x": 2, "y": 3}], "odd": [1], "new": [4]})
+        );
     }
 
     #[test]
     fn a_patch_merges_objects_and_replaces_the_rest() {
-        let old = json!({"tags": {"a": "1"}, "properties": {"description": "x", "list": [1, 2], "keep": true}});
-        let patch = json!({"tags": {"b": "2"}, "Properties": {"description": "y", "list": [3], "keep": null}});
+        let old =
+            json!({"tags": {"a": "1"}, "properties": {"description": "x", "list": [1, 2], "keep": true}});
+        let patch =
+            json!({"tags": {"b": "2"}, "Properties": {"description": "y", "list": [3], "keep": null}});
         assert_eq!(
             apply_patch(old, patch),
             json!({"tags": {"b": "2"}, "properties": {"description": "y", "list": [3], "keep": true}})

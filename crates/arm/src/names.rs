@@ -15,17 +15,19 @@ pub(crate) struct Names<T: 'static>(pub(crate) &'static [(&'static str, T)]);
 impl<T: Copy + PartialEq> Names<T> {
     /// Reads a word. Case does not count: Compute's clients send `fromImage` for `FromImage`.
     pub(crate) fn parse(&self, word: &str, target: &str) -> Result<T, ArmError> {
-        self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(word)).map(|(_, value)| *value).ok_or_else(|| {
-            let shown: String = word.chars().filter(|c| !c.is_control()).take(60).collect();
-            let allowed: Vec<&str> = self.0.iter().map(|(name, _)| *name).collect();
-            ArmError::invalid_parameter(
-                target,
-                format!(
-                    "The value '{shown}' of parameter '{target}' is not allowed. Allowed values are: {}.",
-                    allowed.join(", ")
-                ),
-            )
-        })
+        self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(word)).map(|(_, value)| *value).ok_or_else(
+            || {
+                let shown: String = word.chars().filter(|c| !c.is_control()).take(60).collect();
+                let allowed: Vec<&str> = self.0.iter().map(|(name, _)| *name).collect();
+                ArmError::invalid_parameter(
+                    target,
+                    format!(
+                        "The value '{shown}' of parameter '{target}' is not allowed. Allowed values are: {}.",
+                        allowed.join(", ")
+                    ),
+                )
+            },
+        )
     }
 
     /// Reads a word that may be absent.
@@ -42,8 +44,10 @@ impl<T: Copy + PartialEq> Names<T> {
 pub(crate) const OS_TYPES: Names<OsType> = Names(&[("Windows", OsType::Windows), ("Linux", OsType::Linux)]);
 pub(crate) const OS_STATES: Names<OsState> =
     Names(&[("Generalized", OsState::Generalized), ("Specialized", OsState::Specialized)]);
-pub(crate) const GENERATIONS: Names<HyperVGeneration> = Names(&[("V1", HyperVGeneration::V1), ("V2", HyperVGeneration::V2)]);
-pub(crate) const ARCHITECTURES: Names<Architecture> = Names(&[("x64", Architecture::X64), ("Arm64", Architecture::Arm64)]);
+pub(crate) const GENERATIONS: Names<HyperVGeneration> =
+    Names(&[("V1", HyperVGeneration::V1), ("V2", HyperVGeneration::V2)]);
+pub(crate) const ARCHITECTURES: Names<Architecture> =
+    Names(&[("x64", Architecture::X64), ("Arm64", Architecture::Arm64)]);
 pub(crate) const PERMISSIONS: Names<SharingPermissions> = Names(&[
     ("Private", SharingPermissions::Private),
     ("Groups", SharingPermissions::Groups),
@@ -57,9 +61,13 @@ pub(crate) const STORAGE_ACCOUNT_TYPES: Names<StorageAccountType> = Names(&[
 ]);
 pub(crate) const REPLICATION_MODES: Names<ReplicationMode> =
     Names(&[("Full", ReplicationMode::Full), ("Shallow", ReplicationMode::Shallow)]);
-pub(crate) const CACHINGS: Names<HostCaching> =
-    Names(&[("None", HostCaching::None), ("ReadOnly", HostCaching::ReadOnly), ("ReadWrite", HostCaching::ReadWrite)]);
-pub(crate) const ON_ERRORS: Names<OnError> = Names(&[("cleanup", OnError::Cleanup), ("abort", OnError::Abort)]);
+pub(crate) const CACHINGS: Names<HostCaching> = Names(&[
+    ("None", HostCaching::None),
+    ("ReadOnly", HostCaching::ReadOnly),
+    ("ReadWrite", HostCaching::ReadWrite),
+]);
+pub(crate) const ON_ERRORS: Names<OnError> =
+    Names(&[("cleanup", OnError::Cleanup), ("abort", OnError::Abort)]);
 pub(crate) const ENABLED: Names<bool> = Names(&[("Enabled", true), ("Disabled", false)]);
 pub(crate) const DISK_CREATE_OPTIONS: Names<DiskCreateOption> = Names(&[
     ("FromImage", DiskCreateOption::FromImage),
@@ -80,6 +88,9 @@ mod tests {
         assert_eq!(DISK_CREATE_OPTIONS.parse("fromImage", "x").unwrap(), DiskCreateOption::FromImage);
         assert_eq!(DISK_CREATE_OPTIONS.name(DiskCreateOption::FromImage), "FromImage");
         let error = OS_TYPES.parse("BeOS", "properties.osType").unwrap_err();
-        assert_eq!(error.message, "The value 'BeOS' of parameter 'properties.osType' is not allowed. Allowed values are: Windows, Linux.");
+        assert_eq!(
+            error.message,
+            "The value 'BeOS' of parameter 'properties.osType' is not allowed. Allowed values are: Windows, Linux."
+        );
     }
 }

@@ -90,14 +90,17 @@ mod tests {
     fn compute_polls() {
         let running = Operation::start(at(0));
         insta::assert_snapshot!(poll_body(OperationFamily::Gallery, "ab-1", &running), @r#"{"startTime":"1970-01-01T00:00:00.0000000+00:00","status":"InProgress","name":"ab-1"}"#);
-        let done = running.finish(OperationState::Succeeded { ended: at(2), output: Some(json!({"a": 1})) }).unwrap();
+        let done = running
+            .finish(OperationState::Succeeded { ended: at(2), output: Some(json!({"a": 1})) })
+            .unwrap();
         insta::assert_snapshot!(poll_body(OperationFamily::Compute, "ab-1", &done), @r#"{"startTime":"1970-01-01T00:00:00.0000000+00:00","endTime":"1970-01-01T00:00:02.0000000+00:00","status":"Succeeded","properties":{"output":{"a":1}},"name":"ab-1"}"#);
     }
 
     #[test]
     fn image_builder_polls() {
         let failure = Failure::new("Unauthorized", "no");
-        let failed = Operation::start(at(0)).finish(OperationState::Failed { ended: at(2), failure }).unwrap();
+        let failed =
+            Operation::start(at(0)).finish(OperationState::Failed { ended: at(2), failure }).unwrap();
         insta::assert_snapshot!(poll_body(OperationFamily::ImageBuilder, "ab-1", &failed), @r#"{"name":"AB-1","status":"Failed","startTime":"1970-01-01T00:00:00.0000000Z","endTime":"1970-01-01T00:00:02.0000000Z","error":{"code":"Unauthorized","message":"no"}}"#);
     }
 

@@ -1,13 +1,11 @@
 //! `Microsoft.Resources/resourceGroups`.
 
-use std::collections::BTreeMap;
-
 use model::resource_group::{ResourceGroup, ResourceGroupSpec};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api_version::ApiVersion;
-use crate::common::{self, Context, Object, Parsed};
+use crate::common::{self, Context, Object, Parsed, WireTags};
 use crate::error::ArmError;
 use crate::shape::{self, Kind, Shape, Strictness};
 
@@ -31,7 +29,7 @@ const KNOWN_UNTIL: (u16, u8, u8) = (2026, 12, 31);
 #[serde(rename_all = "camelCase")]
 struct Wire {
     location: Option<String>,
-    tags: Option<BTreeMap<String, Option<String>>>,
+    tags: Option<WireTags>,
     managed_by: Option<String>,
 }
 
@@ -41,11 +39,11 @@ struct Wire {
 /// What is wrong with the body.
 pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<ResourceGroupSpec>, ArmError> {
     let strictness = Strictness::compute(version, KNOWN_UNTIL);
-    let read = shape::read(body, &SHAPE, &strictness)?;
+    let mut read = shape::read(body, &SHAPE, &strictness)?;
     let wire: Wire = shape::typed(read.typed, &strictness)?;
     let data = ResourceGroupSpec {
         location: common::location(wire.location.as_deref())?,
-        tags: common::tags(wire.tags)?,
+        tags: common::resource_tags(wire.tags, &mut read.extra)?,
         managed_by: common::non_empty(wire.managed_by),
     };
     Ok(Parsed { data, extra: read.extra })
@@ -53,14 +51,13 @@ pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<ResourceGroupSp
 
 /// A resource group as ARM answers it.
 pub fn render(group: &ResourceGroup, context: &Context<'_>) -> Value {
-    let tags = (group.spec.tags != model::Tags::default()).then(|| common::tags_json(&group.spec.tags));
     Object::new()
         .set("id", context.id.to_string())
         .set("name", group.name.as_str())
         .set("type", context.id.resource_type().as_str())
         .set("location", group.spec.location.as_str())
         .maybe("managedBy", group.spec.managed_by.as_deref())
-        .maybe("tags", tags)
+        .maybe("tags", common::resource_tags_json(&group.spec.tags))
         .set("properties", json!({ "provisioningState": group.provisioning.name() }))
         .with_extra(context.extra)
         .into()
@@ -95,6 +92,9 @@ mod tests {
         }
         "#);
         assert_eq!(parse(json!({}), &version).unwrap_err().code, "LocationRequired");
-        assert_eq!(parse(json!({"location": "x", "lokation": 1}), &version).unwrap_err().code, "InvalidRequestContent");
+        assert_eq!(
+            parse(json!({"location": "x", "lokation": 1}), &version).unwrap_err().code,
+            "InvalidRequestContent"
+        );
     }
 }

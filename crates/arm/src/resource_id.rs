@@ -9,8 +9,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use model::{
-    GalleryName, ImageDefinitionName, ImageDefinitionRef, ImageVersionRef, ResourceGroupName, ResourceRef, SubscriptionId,
-    VersionName, VersionSelector, Violation,
+    GalleryName, ImageDefinitionName, ImageDefinitionRef, ImageVersionRef, ResourceGroupName, ResourceRef,
+    SubscriptionId, VersionName, VersionSelector, Violation,
 };
 
 use crate::resource_type::{self, ResourceType};
@@ -72,7 +72,8 @@ impl ResourceId {
     /// The id of a top-level resource in this resource group or subscription, or of a child of this resource.
     /// `resource_type` is the full type: `Microsoft.Compute/galleries/images`.
     pub fn child(&self, resource_type: &ResourceType, name: &str) -> Self {
-        let (namespace, types) = resource_type.as_str().split_once('/').unwrap_or((resource_type.as_str(), ""));
+        let (namespace, types) =
+            resource_type.as_str().split_once('/').unwrap_or((resource_type.as_str(), ""));
         let last = types.rsplit('/').next().unwrap_or(types);
         let mut path = self.provider.as_ref().map(|provider| provider.path.clone()).unwrap_or_default();
         path.push((last.to_owned(), name.to_owned()));
@@ -190,7 +191,8 @@ pub fn image_definition_id(definition: &ImageDefinitionRef) -> ResourceId {
 
 /// The id of an image version; `latest` stands as its name.
 pub fn image_version_id(version: &ImageVersionRef) -> ResourceId {
-    image_definition_id(&version.definition).child(&resource_type::GALLERY_IMAGE_VERSIONS, &version.version.to_string())
+    image_definition_id(&version.definition)
+        .child(&resource_type::GALLERY_IMAGE_VERSIONS, &version.version.to_string())
 }
 
 fn parse(text: &str) -> Result<ResourceId, &'static str> {
@@ -214,7 +216,9 @@ fn parse(text: &str) -> Result<ResourceId, &'static str> {
         }
     };
     if segments.next().is_some() {
-        return Err("expected /subscriptions/{id}[/resourceGroups/{name}][/providers/{namespace}/{type}/{name}…]");
+        return Err(
+            "expected /subscriptions/{id}[/resourceGroups/{name}][/providers/{namespace}/{type}/{name}…]",
+        );
     }
     if subscription.is_none() && provider.is_none() {
         return Err("it must start with '/subscriptions/' or '/providers/'");

@@ -18,7 +18,8 @@ pub const GALLERIES: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Comput
 /// An image definition.
 pub const GALLERY_IMAGES: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Compute/galleries/images"));
 /// An image version.
-pub const GALLERY_IMAGE_VERSIONS: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Compute/galleries/images/versions"));
+pub const GALLERY_IMAGE_VERSIONS: ResourceType =
+    ResourceType(Cow::Borrowed("Microsoft.Compute/galleries/images/versions"));
 /// A managed image.
 pub const IMAGES: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Compute/images"));
 /// A managed disk.
@@ -28,9 +29,11 @@ pub const SNAPSHOTS: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Comput
 /// A virtual machine.
 pub const VIRTUAL_MACHINES: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Compute/virtualMachines"));
 /// An image template.
-pub const IMAGE_TEMPLATES: ResourceType = ResourceType(Cow::Borrowed("Microsoft.VirtualMachineImages/imageTemplates"));
+pub const IMAGE_TEMPLATES: ResourceType =
+    ResourceType(Cow::Borrowed("Microsoft.VirtualMachineImages/imageTemplates"));
 /// An output of a template's last run.
-pub const RUN_OUTPUTS: ResourceType = ResourceType(Cow::Borrowed("Microsoft.VirtualMachineImages/imageTemplates/runOutputs"));
+pub const RUN_OUTPUTS: ResourceType =
+    ResourceType(Cow::Borrowed("Microsoft.VirtualMachineImages/imageTemplates/runOutputs"));
 /// A user's identity.
 pub const USER_ASSIGNED_IDENTITIES: ResourceType =
     ResourceType(Cow::Borrowed("Microsoft.ManagedIdentity/userAssignedIdentities"));

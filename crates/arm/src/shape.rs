@@ -61,7 +61,8 @@ impl Strictness {
     /// For a type of Microsoft.Compute or Microsoft.Resources whose properties are known up to that release.
     pub(crate) fn compute(version: &ApiVersion, known_until: (u16, u8, u8)) -> Self {
         let (year, month, day) = known_until;
-        let newer = version.is_at_least(year, month, day) && ApiVersion::parse(&format!("{year:04}-{month:02}-{day:02}")).as_ref() != Ok(version);
+        let newer = version.is_at_least(year, month, day)
+            && ApiVersion::parse(&format!("{year:04}-{month:02}-{day:02}")).as_ref() != Ok(version);
         if newer { Self::ComputeNewer } else { Self::Compute }
     }
 
@@ -113,10 +114,12 @@ fn malformed(strictness: &Strictness, path: &str, cause: &str) -> ArmError {
         Strictness::Compute | Strictness::ComputeNewer => {
             ArmError::invalid_request_content(&format!("{cause}. Path '{path}'")).with_target(path)
         }
-        Strictness::ImageBuilder { .. } | Strictness::ImageBuilderLenient => {
-            ArmError::new(400, "ValidationFailed", format!("Unmarshalling entity encountered error: {path}: {cause}.{GO_ADVICE}"))
-                .with_target(path)
-        }
+        Strictness::ImageBuilder { .. } | Strictness::ImageBuilderLenient => ArmError::new(
+            400,
+            "ValidationFailed",
+            format!("Unmarshalling entity encountered error: {path}: {cause}.{GO_ADVICE}"),
+        )
+        .with_target(path),
     }
 }
 
@@ -192,7 +195,9 @@ impl Walk<'_> {
             step.index = None;
         }
         let any = extra.iter().any(Option::is_some);
-        let extra = any.then(|| extra.into_iter().map(|kept| kept.unwrap_or_else(|| Value::Object(Map::new()))).collect());
+        let extra = any.then(|| {
+            extra.into_iter().map(|kept| kept.unwrap_or_else(|| Value::Object(Map::new()))).collect()
+        });
         Ok((Value::Array(typed), extra))
     }
 
@@ -202,7 +207,8 @@ impl Walk<'_> {
         let Value::Object(mut properties) = value else { return Err(self.wrong_type("an object", &value)) };
         let key = properties.keys().find(|key| self.same(key, variants.tag)).cloned();
         let tag = key.as_ref().and_then(|key| properties.get(key)).cloned().unwrap_or(Value::Null);
-        let known = tag.as_str().and_then(|tag| variants.shapes.iter().find(|(name, _)| self.same(name, tag)));
+        let known =
+            tag.as_str().and_then(|tag| variants.shapes.iter().find(|(name, _)| self.same(name, tag)));
         let (Some((name, shape)), Some(key)) = (known, key) else {
             return Ok((Value::Object(Map::from_iter([(variants.tag.to_owned(), tag)])), None));
         };
@@ -215,10 +221,20 @@ impl Walk<'_> {
     }
 
     fn same(&self, canonical: &str, written: &str) -> bool {
-        if self.strictness.case_counts() { canonical == written } else { canonical.eq_ignore_ascii_case(written) }
+        if self.strictness.case_counts() {
+            canonical == written
+        } else {
+            canonical.eq_ignore_ascii_case(written)
+        }
     }
 
-    fn unknown(&self, shape: &Shape, name: String, value: Value, extra: &mut Map<String, Value>) -> Result<(), ArmError> {
+    fn unknown(
+        &self,
+        shape: &Shape,
+        name: String,
+        value: Value,
+        extra: &mut Map<String, Value>,
+    ) -> Result<(), ArmError> {
         let shown: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
         let path = match self.text().as_str() {
             "" => shown.clone(),
@@ -231,7 +247,10 @@ impl Walk<'_> {
             }
             Strictness::ImageBuilderLenient => Ok(()),
             Strictness::Compute => {
-                let cause = format!("Could not find member '{shown}' on object of type '{}'. Path '{path}'", shape.name);
+                let cause = format!(
+                    "Could not find member '{shown}' on object of type '{}'. Path '{path}'",
+                    shape.name
+                );
                 // ARM's front door reads the top level, the provider the rest.
                 let error = if self.path.is_empty() {
                     ArmError::invalid_request_content(&cause)
@@ -245,7 +264,8 @@ impl Walk<'_> {
                 for step in &self.path {
                     let mut field = step.property.clone();
                     field[..1].make_ascii_uppercase();
-                    message += &format!("unmarshalling type *{go_package}.{}: struct field {field}: ", step.owner);
+                    message +=
+                        &format!("unmarshalling type *{go_package}.{}: struct field {field}: ", step.owner);
                 }
                 let own = format!("unmarshalling type *{go_package}.{}", shape.name);
                 message += &format!("{own}: {own}, unknown field \"{shown}\".{GO_ADVICE}");
@@ -287,7 +307,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const INNER: Shape = Shape { name: "Inner", fields: &[("vmBoot", Kind::Typed), ("kept", Kind::Kept), ("state", Kind::Dropped)] };
+    const INNER: Shape = Shape {
+        name: "Inner",
+        fields: &[("vmBoot", Kind::Typed), ("kept", Kind::Kept), ("state", Kind::Dropped)],
+    };
     const OUTER: Shape = Shape {
         name: "Outer",
         fields: &[
@@ -314,7 +337,10 @@ mod tests {
             read.typed,
             json!({"location": "x", "properties": {"vmBoot": 1}, "items": [{"vmBoot": 1}, {}], "steps": [{"type": "Shell", "inline": []}]})
         );
-        assert_eq!(Value::Object(read.extra), json!({"properties": {"kept": {"a": null}}, "items": [{}, {"kept": 2}]}));
+        assert_eq!(
+            Value::Object(read.extra),
+            json!({"properties": {"kept": {"a": null}}, "items": [{}, {"kept": 2}]})
+        );
     }
 
     #[test]
@@ -330,7 +356,10 @@ mod tests {
 
         let error = read(only(), &OUTER, &Strictness::Compute).unwrap_err();
         assert_eq!(error.code, "BadRequest");
-        assert_eq!(error.message, "Could not find member 'nope' on object of type 'Inner'. Path 'properties.nope'.");
+        assert_eq!(
+            error.message,
+            "Could not find member 'nope' on object of type 'Inner'. Path 'properties.nope'."
+        );
         let error = read(json!({"nope": 1}), &OUTER, &Strictness::Compute).unwrap_err();
         assert_eq!(
             error.message,

@@ -31,8 +31,10 @@ fn digits(moment: DateTime<Utc>, zone: &str) -> String {
 pub fn parse(text: &str, property: &str) -> Result<DateTime<Utc>, ArmError> {
     let with_offset = DateTime::parse_from_rfc3339(text).map(|moment| moment.with_timezone(&Utc));
     let naive = || {
-        let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|date| date.and_time(chrono::NaiveTime::MIN));
-        date.or_else(|_| chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f")).map(|naive| naive.and_utc())
+        let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d")
+            .map(|date| date.and_time(chrono::NaiveTime::MIN));
+        date.or_else(|_| chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f"))
+            .map(|naive| naive.and_utc())
     };
     with_offset.or_else(|_| naive()).map_err(|_| {
         let shown: String = text.chars().filter(|c| !c.is_control()).take(60).collect();
@@ -56,7 +58,8 @@ mod tests {
 
     #[test]
     fn dates_are_read_in_the_forms_that_clients_send() {
-        for text in ["2030-01-02T00:00:00Z", "2030-01-02", "2030-01-02T01:00:00+01:00", "2030-01-02T00:00:00"] {
+        for text in ["2030-01-02T00:00:00Z", "2030-01-02", "2030-01-02T01:00:00+01:00", "2030-01-02T00:00:00"]
+        {
             assert_eq!(plain(parse(text, "endOfLifeDate").unwrap()), "2030-01-02T00:00:00.000Z", "{text}");
         }
         assert_eq!(

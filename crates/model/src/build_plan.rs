@@ -78,8 +78,11 @@ impl BuildPlan {
     /// Plans the build of a template that has passed [`ImageTemplateSpec::check`].
     pub fn new(spec: &ImageTemplateSpec) -> Self {
         let validation = spec.validate.clone().unwrap_or_default();
-        let subject =
-            if validation.source_validation_only { ValidationSubject::Source } else { ValidationSubject::Built };
+        let subject = if validation.source_validation_only {
+            ValidationSubject::Source
+        } else {
+            ValidationSubject::Built
+        };
         let mut steps = Vec::new();
         if subject == ValidationSubject::Built {
             steps.push(Step::Boot);
@@ -113,7 +116,9 @@ impl Step {
     pub fn stage(&self) -> RunStage {
         match self {
             Self::Boot => RunStage::Building,
-            Self::Customize { .. } | Self::Deprovision | Self::Shutdown | Self::Commit => RunStage::Customizing,
+            Self::Customize { .. } | Self::Deprovision | Self::Shutdown | Self::Commit => {
+                RunStage::Customizing
+            }
             Self::Validate { .. } => RunStage::Validating,
             Self::Distribute { .. } => RunStage::Distributing,
         }
@@ -121,7 +126,8 @@ impl Step {
 
     /// A short name for logs and messages: `customize 1 (Shell "install nginx")`.
     pub fn label(&self) -> String {
-        let named = |name: &Option<String>| name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
+        let named =
+            |name: &Option<String>| name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
         match self {
             Self::Boot => "boot".into(),
             Self::Customize { index, customizer } => {
@@ -133,7 +139,9 @@ impl Step {
             Self::Validate { index, validator } => {
                 format!("validate {index} ({}{})", validator.kind.type_name(), named(&validator.name))
             }
-            Self::Distribute { index, distributor } => format!("distribute {index} ({})", distributor.run_output_name),
+            Self::Distribute { index, distributor } => {
+                format!("distribute {index} ({})", distributor.run_output_name)
+            }
         }
     }
 }

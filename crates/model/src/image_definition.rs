@@ -313,7 +313,11 @@ pub struct SourceTraits {
 }
 
 /// RULES.md 2D, 12.
-pub(crate) fn check_end_of_life(date: Option<Timestamp>, now: Timestamp, target: &str) -> Result<(), Violation> {
+pub(crate) fn check_end_of_life(
+    date: Option<Timestamp>,
+    now: Timestamp,
+    target: &str,
+) -> Result<(), Violation> {
     match date {
         Some(date) if date <= now => {
             Err(Violation::at(Rule::Parameter, target, "EndOfLifeDate must be set to a future date."))
@@ -343,7 +347,9 @@ fn check_range(property: &str, range: Option<Range>) -> Result<(), Violation> {
         Some(Range { min: Some(min), max: Some(max) }) if min > max => Err(Violation::at(
             Rule::Parameter,
             format!("properties.{property}"),
-            format!("The minimum value of {property} must not be greater than the maximum value of {property}."),
+            format!(
+                "The minimum value of {property} must not be greater than the maximum value of {property}."
+            ),
         )),
         _ => Ok(()),
     }
@@ -400,7 +406,10 @@ mod tests {
             message(|s| s.identifier.sku = "t".into()),
             "Changing property 'galleryImage.properties.identifier.sku' is not allowed"
         );
-        assert!(message(|s| s.location = Region::parse("westus").unwrap()).contains("cannot be created in location westus"));
+        assert!(
+            message(|s| s.location = Region::parse("westus").unwrap())
+                .contains("cannot be created in location westus")
+        );
     }
 
     #[test]
@@ -422,8 +431,14 @@ mod tests {
         assert_eq!(spec().check(now), Ok(()));
         let bad = ImageDefinitionSpec { end_of_life: Some(now), ..spec() };
         assert_eq!(bad.check(now).unwrap_err().message, "EndOfLifeDate must be set to a future date.");
-        let bad = ImageDefinitionSpec { recommended_vcpus: Some(Range { min: Some(4), max: Some(2) }), ..spec() };
-        assert!(bad.check(now).unwrap_err().message.starts_with("The minimum value of recommended.vCPUs must not"));
+        let bad =
+            ImageDefinitionSpec { recommended_vcpus: Some(Range { min: Some(4), max: Some(2) }), ..spec() };
+        assert!(
+            bad.check(now)
+                .unwrap_err()
+                .message
+                .starts_with("The minimum value of recommended.vCPUs must not")
+        );
         let mut bad = spec();
         bad.identifier.offer = "o".repeat(65);
         let error = bad.check(now).unwrap_err();

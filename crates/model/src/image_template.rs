@@ -21,7 +21,10 @@ pub use check::{
 };
 pub use distribute::{Distributor, DistributorKind, ImageTarget, Placement, TemplateTargetRegion};
 pub use run::{FinishedRun, LastRun, RUN_MESSAGE_CHARS_MAX, RunOutcome, RunStage};
-pub use steps::{Customizer, CustomizerKind, FileCopy, PowerShellScript, Script, ScriptBody, Sha256, Validator, ValidatorKind};
+pub use steps::{
+    Customizer, CustomizerKind, FileCopy, PowerShellScript, Script, ScriptBody, Sha256, Validator,
+    ValidatorKind,
+};
 
 use crate::Timestamp;
 use crate::names::{ImageTemplateName, RunOutputName};
@@ -325,14 +328,21 @@ impl ImageTemplate {
 impl ImageTemplateSpec {
     /// How long a build may take.
     pub fn build_timeout_minutes(&self) -> u32 {
-        if self.build_timeout_minutes == 0 { BUILD_TIMEOUT_MINUTES_DEFAULT } else { self.build_timeout_minutes }
+        if self.build_timeout_minutes == 0 {
+            BUILD_TIMEOUT_MINUTES_DEFAULT
+        } else {
+            self.build_timeout_minutes
+        }
     }
 
     /// Every address that is fetched at submission, with the checksum that it must have.
     pub fn fetched(&self) -> impl Iterator<Item = (&str, Option<&Sha256>)> {
         let customizers = self.customize.iter().filter_map(|step| step.kind.fetched());
-        let validators =
-            self.validate.iter().flat_map(|validation| &validation.validators).filter_map(|step| step.kind.fetched());
+        let validators = self
+            .validate
+            .iter()
+            .flat_map(|validation| &validation.validators)
+            .filter_map(|step| step.kind.fetched());
         customizers.chain(validators)
     }
 }

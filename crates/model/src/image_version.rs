@@ -207,7 +207,8 @@ impl ImageVersion {
         for region in &new.publishing.target_regions {
             let before = old.publishing.target_regions.iter().find(|known| known.region == region.region);
             if before.is_some_and(|before| {
-                old.publishing.storage_account_type_in(before) != new.publishing.storage_account_type_in(region)
+                old.publishing.storage_account_type_in(before)
+                    != new.publishing.storage_account_type_in(region)
             }) {
                 return Err(immutable("publishingProfile.targetRegions.storageAccountType"));
             }
@@ -340,7 +341,12 @@ impl PublishingProfile {
         }
         let count = i64::from(self.replica_count);
         if !(1..=REPLICAS_MAX).contains(&count) {
-            return Err(Violation::out_of_range("properties.publishingProfile.replicaCount", count, 1, REPLICAS_MAX));
+            return Err(Violation::out_of_range(
+                "properties.publishingProfile.replicaCount",
+                count,
+                1,
+                REPLICAS_MAX,
+            ));
         }
         for region in &self.target_regions {
             let count = i64::from(self.replicas_in(region));
@@ -485,7 +491,10 @@ pub(crate) mod tests {
         assert!(refusal(&same).starts_with("Duplicated source ids"));
         same.source = Some(VersionSource::Disks {
             os: disk("/a"),
-            data: vec![DataDiskImage { lun: 1, disk: disk("/b") }, DataDiskImage { lun: 1, disk: disk("/c") }],
+            data: vec![
+                DataDiskImage { lun: 1, disk: disk("/b") },
+                DataDiskImage { lun: 1, disk: disk("/c") },
+            ],
         });
         assert!(refusal(&same).starts_with("Duplicated lun numbers"));
     }

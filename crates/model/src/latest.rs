@@ -9,7 +9,10 @@ use crate::violation::{Rule, Violation};
 
 /// The version that `latest` means in `region`: the highest by number that is not excluded there and is
 /// complete there (RULES.md 2B). End of life does not matter; a version that is being deleted is not seen.
-pub fn latest<'a>(versions: impl IntoIterator<Item = &'a ImageVersion>, region: &Region) -> Option<&'a ImageVersion> {
+pub fn latest<'a>(
+    versions: impl IntoIterator<Item = &'a ImageVersion>,
+    region: &Region,
+) -> Option<&'a ImageVersion> {
     let usable = |version: &&ImageVersion| {
         !matches!(version.state, VersionState::Deleting { .. })
             && version.state.is_available_in(region)
@@ -56,17 +59,23 @@ pub fn next_version(
             .map_or(VersionName::new(major, 0, 1), |highest| highest.next_patch()),
         VersionScheme::Source => {
             let source = source.ok_or_else(|| {
-                exhausted("The source image has no version of the form Major.Minor.Patch from which to derive one.")
+                exhausted(
+                    "The source image has no version of the form Major.Minor.Patch from which to derive one.",
+                )
             })?;
             if existing.contains(&source) {
-                let sibling = |version: &&VersionName| (version.major(), version.minor()) == (source.major(), source.minor());
+                let sibling = |version: &&VersionName| {
+                    (version.major(), version.minor()) == (source.major(), source.minor())
+                };
                 existing.iter().filter(sibling).max().and_then(|highest| highest.next_patch())
             } else {
                 Some(source)
             }
         }
     };
-    next.ok_or_else(|| exhausted(&format!("No version number is left: a part may not exceed {VERSION_PART_MAX}.")))
+    next.ok_or_else(|| {
+        exhausted(&format!("No version number is left: a part may not exceed {VERSION_PART_MAX}."))
+    })
 }
 
 fn exhausted(message: &str) -> Violation {
@@ -120,7 +129,11 @@ mod tests {
     fn published(name: &str, regions: &[&str], done: &[&str]) -> ImageVersion {
         let mut version = ImageVersion::create(v(name), spec(regions), Timestamp::UNIX_EPOCH);
         let state = |region: &&str| {
-            if done.contains(region) { RegionReplication::Completed } else { RegionReplication::Replicating { progress_percent: 1 } }
+            if done.contains(region) {
+                RegionReplication::Completed
+            } else {
+                RegionReplication::Replicating { progress_percent: 1 }
+            }
         };
         let os_disk = DiskContent { manifest: ManifestRef::parse("m").unwrap(), size_bytes: 1 };
         version.state = VersionState::Replicating {
@@ -139,7 +152,9 @@ mod tests {
             published("1.10.0", &["eastus", "westus"], &["eastus"]),
             ImageVersion::create(v("2.0.0"), spec(&["eastus"]), Timestamp::UNIX_EPOCH),
         ];
-        let name = |versions: &[ImageVersion], region| latest(versions, region).map(|version| version.name.to_string());
+        let name = |versions: &[ImageVersion], region| {
+            latest(versions, region).map(|version| version.name.to_string())
+        };
         assert_eq!(name(&versions, &east).as_deref(), Some("1.10.0"));
         assert_eq!(name(&versions, &west).as_deref(), Some("1.9.0"));
         // The region's own word wins over the profile's.

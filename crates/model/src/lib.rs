@@ -38,7 +38,8 @@ pub mod virtual_machine;
 pub mod vm_size;
 
 pub use names::{
-    GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName, SubscriptionId, VmName,
+    GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName, SubscriptionId,
+    VmName,
 };
 pub use provisioning::{Failure, InvalidTransition, ProvisioningState};
 pub use reference::{ImageDefinitionRef, ImageVersionRef, ManifestRef, ResourceRef, VersionSelector};

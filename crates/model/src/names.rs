@@ -135,7 +135,8 @@ name!(
 
 fn check_resource_group(text: &str) -> Result<(), Violation> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '(' | ')');
-    let fits = length_fits(text, RESOURCE_GROUP_NAME_CHARS_MAX) && text.chars().all(allowed) && !text.ends_with('.');
+    let fits =
+        length_fits(text, RESOURCE_GROUP_NAME_CHARS_MAX) && text.chars().all(allowed) && !text.ends_with('.');
     fits.then_some(()).ok_or_else(|| {
         Violation::at(
             Rule::Name,
@@ -210,7 +211,10 @@ fn check_builder_name(text: &str, target: &str) -> Result<(), Violation> {
         Violation::at(
             Rule::Name,
             target,
-            format!("{target} '{}' is invalid. It must match the pattern '^[A-Za-z0-9-_.]{{1,64}}$'.", shown(text)),
+            format!(
+                "{target} '{}' is invalid. It must match the pattern '^[A-Za-z0-9-_.]{{1,64}}$'.",
+                shown(text)
+            ),
         )
     })
 }

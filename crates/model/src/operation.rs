@@ -55,7 +55,9 @@ impl Operation {
     /// When it has ended already, or when `end` is no end.
     pub fn finish(self, end: OperationState) -> Result<Self, InvalidTransition> {
         match (&self.state, &end) {
-            (OperationState::InProgress, OperationState::InProgress) => Err(refuse("InProgress", "keep open")),
+            (OperationState::InProgress, OperationState::InProgress) => {
+                Err(refuse("InProgress", "keep open"))
+            }
             (OperationState::InProgress, _) => Ok(Self { state: end, ..self }),
             (OperationState::Succeeded { .. }, _) => Err(refuse("Succeeded", "end")),
             (OperationState::Failed { .. }, _) => Err(refuse("Failed", "end")),

@@ -133,7 +133,10 @@ mod tests {
         let state = State::Creating.succeed().unwrap().update().unwrap();
         let state = state.fail(Failure::new("X", "y")).unwrap().update().unwrap().succeed().unwrap();
         let state = state.delete().unwrap();
-        assert_eq!(state.clone().delete().unwrap_err().to_string(), "cannot delete a resource that is Deleting");
+        assert_eq!(
+            state.clone().delete().unwrap_err().to_string(),
+            "cannot delete a resource that is Deleting"
+        );
         assert_eq!(state.update().unwrap_err().to_string(), "cannot update a resource that is Deleting");
     }
 

@@ -137,7 +137,8 @@ pub struct ManifestRef(String);
 impl ManifestRef {
     /// `None` unless the invariants hold.
     pub fn parse(text: &str) -> Option<Self> {
-        let fits = (1..=MANIFEST_REF_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        let fits =
+            (1..=MANIFEST_REF_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
         fits.then(|| Self(text.to_owned()))
     }
 
@@ -156,6 +157,8 @@ impl fmt::Display for ManifestRef {
 impl<'de> Deserialize<'de> for ManifestRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("a manifest reference is 1 to 256 printable ASCII characters"))
+        Self::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom("a manifest reference is 1 to 256 printable ASCII characters")
+        })
     }
 }

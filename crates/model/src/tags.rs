@@ -34,7 +34,10 @@ impl Tags {
         let mut seen = std::collections::BTreeSet::new();
         for (name, value) in &tags {
             let shown: String = name.chars().take(60).collect();
-            if name.is_empty() || name.chars().count() > TAG_NAME_CHARS_MAX || name.contains(['<', '>', '%', '&', '\\', '?', '/']) {
+            if name.is_empty()
+                || name.chars().count() > TAG_NAME_CHARS_MAX
+                || name.contains(['<', '>', '%', '&', '\\', '?', '/'])
+            {
                 return Err(refuse(format!(
                     "The tag name '{shown}' is invalid. Tag names can not be empty, have more than {TAG_NAME_CHARS_MAX} characters, or contain <, >, %, &, \\, ?, /."
                 )));
@@ -45,7 +48,9 @@ impl Tags {
                 )));
             }
             if !seen.insert(name.to_lowercase()) {
-                return Err(refuse(format!("The tag name '{shown}' occurs twice; tag names are case-insensitive.")));
+                return Err(refuse(format!(
+                    "The tag name '{shown}' occurs twice; tag names are case-insensitive."
+                )));
             }
         }
         Ok(Self(tags))

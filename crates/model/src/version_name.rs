@@ -28,7 +28,9 @@ impl VersionName {
     pub fn parse(text: &str) -> Result<Self, Violation> {
         let mut parts = text.split('.').map(part);
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(Some(major)), Some(Some(minor)), Some(Some(patch)), None) => Ok(Self { major, minor, patch }),
+            (Some(Some(major)), Some(Some(minor)), Some(Some(patch)), None) => {
+                Ok(Self { major, minor, patch })
+            }
             _ => Err(Violation::at(
                 Rule::Name,
                 "galleryImageVersionName",
@@ -106,7 +108,19 @@ mod tests {
 
     #[test]
     fn only_three_plain_numbers_are_a_version() {
-        for bad in ["", "1", "1.0", "1.0.0.0", "v1.0.0", "1..0", "01.0.0", "1.0.-1", "1.0.2147483648", "1.0.0 ", "latest"] {
+        for bad in [
+            "",
+            "1",
+            "1.0",
+            "1.0.0.0",
+            "v1.0.0",
+            "1..0",
+            "01.0.0",
+            "1.0.-1",
+            "1.0.2147483648",
+            "1.0.0 ",
+            "latest",
+        ] {
             assert!(VersionName::parse(bad).is_err(), "{bad:?}");
         }
         assert_eq!(VersionName::parse("2018.12.2147483647").unwrap().next_patch(), None);

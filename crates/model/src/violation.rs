@@ -19,8 +19,6 @@ pub enum Rule {
     NotAllowed,
     /// Deletion is blocked until the version's end of life (RULES.md 2D, 43).
     BlockedBeforeEndOfLife,
-    /// Something that was named does not exist.
-    NotFound,
 }
 
 /// One broken rule: message is cause and remedy, in Azure's words where Azure has words for it.

@@ -69,7 +69,11 @@ mod tests {
     #[test]
     fn names_are_distinct_and_found_in_any_case() {
         for (index, size) in VM_SIZES.iter().enumerate() {
-            assert!(VM_SIZES[..index].iter().all(|other| !other.name.eq_ignore_ascii_case(size.name)), "{}", size.name);
+            assert!(
+                VM_SIZES[..index].iter().all(|other| !other.name.eq_ignore_ascii_case(size.name)),
+                "{}",
+                size.name
+            );
             assert_eq!(vm_size(&size.name.to_ascii_uppercase()), Some(size));
         }
         assert!(vm_size(BUILD_SIZE_GEN1).is_some() && vm_size(BUILD_SIZE_GEN2).is_some());

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use model::image_template::{
-    Distributor, DistributorKind, ErrorHandling, ImageSource, ImageTarget, ImageTemplatePatch, ImageTemplateSpec, Placement,
-    TemplateIdentity, TemplateNetwork, TemplatePlan, TemplateTargetRegion, TemplateVmProfile, Validation,
+    Distributor, DistributorKind, ErrorHandling, ImageSource, ImageTarget, ImageTemplatePatch,
+    ImageTemplateSpec, Placement, TemplateIdentity, TemplateNetwork, TemplatePlan, TemplateTargetRegion,
+    TemplateVmProfile, Validation,
 };
 use model::latest::VersionScheme;
 use model::{Region, RunOutputName, VersionSelector};
@@ -14,13 +15,11 @@ use serde_json::Value;
 use super::shape::{PATCH, TEMPLATE};
 use super::steps::{self, WireStep, unknown_type};
 use crate::api_version::ApiVersion;
-use crate::common::{self, Parsed, non_empty, reference};
+use crate::common::{self, Parsed, WireTags, non_empty, reference};
 use crate::error::ArmError;
 use crate::names::{ENABLED, ON_ERRORS, STORAGE_ACCOUNT_TYPES};
 use crate::resource_id::ResourceId;
 use crate::shape::{self, Strictness};
-
-type WireTags = BTreeMap<String, Option<String>>;
 
 #[derive(Deserialize)]
 struct Wire {
@@ -173,14 +172,14 @@ struct WireVersioner {
 /// What is wrong with the body, mostly `ValidationFailed` with the property's path as target.
 pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<ImageTemplateSpec>, ArmError> {
     let strictness = Strictness::image_builder(version);
-    let read = shape::read(body, &TEMPLATE, &strictness)?;
+    let mut read = shape::read(body, &TEMPLATE, &strictness)?;
     let wire: Wire = shape::typed(read.typed, &strictness)?;
     let location = common::location(wire.location.as_deref())?;
     let properties = wire.properties.ok_or_else(|| missing("properties"))?;
     let customize = properties.customize.into_iter().enumerate();
     let data = ImageTemplateSpec {
         location,
-        tags: common::tags(wire.tags)?,
+        tags: common::resource_tags(wire.tags, &mut read.extra)?,
         identity: identity(wire.identity.ok_or_else(|| missing("identity"))?)?,
         source: source(properties.source.ok_or_else(|| missing("properties.source"))?)?,
         customize: customize
@@ -192,9 +191,13 @@ pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<ImageTemplateSp
         build_timeout_minutes: properties.build_timeout_in_minutes,
         vm_profile: vm_profile(properties.vm_profile)?,
         staging_resource_group: non_empty(properties.staging_resource_group),
-        optimize_vm_boot: ENABLED.parse_option(properties.optimize.vm_boot.state.as_deref(), "properties.optimize.vmBoot.state")?,
+        optimize_vm_boot: ENABLED
+            .parse_option(properties.optimize.vm_boot.state.as_deref(), "properties.optimize.vmBoot.state")?,
         auto_run: ENABLED.parse_option(properties.auto_run.state.as_deref(), "properties.autoRun.state")?,
-        managed_resource_tags: properties.managed_resource_tags.map(|tags| common::tags(Some(tags))).transpose()?,
+        managed_resource_tags: properties
+            .managed_resource_tags
+            .map(|tags| common::tags(Some(tags)))
+            .transpose()?,
     };
     data.check()?;
     Ok(Parsed { data, extra: read.extra })
@@ -291,7 +294,9 @@ fn validation(wire: WireValidate) -> Result<Validation, ArmError> {
         continue_distribute_on_failure: wire.continue_distribute_on_failure,
         source_validation_only: wire.source_validation_only,
         validators: validators
-            .map(|(index, step)| steps::validator(step, &format!("properties.validate.inVMValidations[{index}]")))
+            .map(|(index, step)| {
+                steps::validator(step, &format!("properties.validate.inVMValidations[{index}]"))
+            })
             .collect::<Result<_, _>>()?,
     })
 }
@@ -341,7 +346,12 @@ fn distributor(wire: WireDistributor, path: &str) -> Result<Distributor, ArmErro
         }
         Some("SharedImage") => DistributorKind::SharedImage {
             target: image_target(&required(wire.gallery_image_id, &format!("{path}.galleryImageId"))?, path)?,
-            placement: placement(wire.replication_regions, wire.storage_account_type.as_deref(), wire.target_regions, path)?,
+            placement: placement(
+                wire.replication_regions,
+                wire.storage_account_type.as_deref(),
+                wire.target_regions,
+                path,
+            )?,
             exclude_from_latest: wire.exclude_from_latest,
             versioning: wire.versioning.map(|wire| versioning(wire, path)).transpose()?,
         },
@@ -383,23 +393,32 @@ fn placement(
     target_regions: Option<Vec<WireTargetRegion>>,
     path: &str,
 ) -> Result<Placement, ArmError> {
-    let storage = STORAGE_ACCOUNT_TYPES.parse_option(storage_account_type, &format!("{path}.storageAccountType"))?;
+    let storage =
+        STORAGE_ACCOUNT_TYPES.parse_option(storage_account_type, &format!("{path}.storageAccountType"))?;
     let older = replication_regions.as_ref().is_some_and(|regions| !regions.is_empty()) || storage.is_some();
     let target = format!("{path}.targetRegions");
-    let region = |name: &str, target: &str| Region::parse(name).map_err(|error| invalid(target, error.message));
+    let region =
+        |name: &str, target: &str| Region::parse(name).map_err(|error| invalid(target, error.message));
     match target_regions {
         Some(_) if older => Err(invalid(
             &target,
-            format!("targetRegions at {path} can not be used together with replicationRegions or storageAccountType."),
+            format!(
+                "targetRegions at {path} can not be used together with replicationRegions or storageAccountType."
+            ),
         )),
         Some(regions) => {
             let wire = regions.into_iter().enumerate().map(|(index, wire)| {
                 let target = format!("{target}[{index}]");
                 Ok(TemplateTargetRegion {
-                    region: region(&required(wire.name, &format!("{target}.name"))?, &format!("{target}.name"))?,
+                    region: region(
+                        &required(wire.name, &format!("{target}.name"))?,
+                        &format!("{target}.name"),
+                    )?,
                     replica_count: wire.replica_count.unwrap_or(1),
-                    storage_account_type: STORAGE_ACCOUNT_TYPES
-                        .parse_option(wire.storage_account_type.as_deref(), &format!("{target}.storageAccountType"))?,
+                    storage_account_type: STORAGE_ACCOUNT_TYPES.parse_option(
+                        wire.storage_account_type.as_deref(),
+                        &format!("{target}.storageAccountType"),
+                    )?,
                 })
             });
             Ok(Placement::TargetRegions(wire.collect::<Result<_, ArmError>>()?))
@@ -417,15 +436,20 @@ fn versioning(wire: WireVersioner, path: &str) -> Result<VersionScheme, ArmError
     match (wire.scheme.as_deref(), wire.major) {
         (Some("Latest"), None | Some(-1)) => Ok(VersionScheme::Latest { major: None }),
         (Some("Latest"), Some(major)) => {
-            let fits = u32::try_from(major).ok().filter(|major| *major <= model::version_name::VERSION_PART_MAX);
+            let fits =
+                u32::try_from(major).ok().filter(|major| *major <= model::version_name::VERSION_PART_MAX);
             let major = fits.ok_or_else(|| {
                 let target = format!("{path}.versioning.major");
-                let message = format!("{target} is {major}. It must be -1, which leaves it open, or a major version number.");
+                let message = format!(
+                    "{target} is {major}. It must be -1, which leaves it open, or a major version number."
+                );
                 invalid(&target, message)
             })?;
             Ok(VersionScheme::Latest { major: Some(major) })
         }
         (Some("Source"), _) => Ok(VersionScheme::Source),
-        (other, _) => Err(unknown_type("versioning scheme", other, &format!("{path}.versioning"), "Latest, Source")),
+        (other, _) => {
+            Err(unknown_type("versioning scheme", other, &format!("{path}.versioning"), "Latest, Source"))
+        }
     }
 }

@@ -1,15 +1,15 @@
 //! Model → answer.
 
 use model::image_template::{
-    Distributor, DistributorKind, ImageSource, ImageTemplate, LastRun, Placement, ProvisioningErrorCode, RunStage,
-    TemplateIdentity, TemplateVmProfile, Validation,
+    Distributor, DistributorKind, ImageSource, ImageTemplate, LastRun, Placement, ProvisioningErrorCode,
+    RunStage, TemplateIdentity, TemplateVmProfile, Validation,
 };
 use model::latest::VersionScheme;
 use model::{ImageVersionRef, ProvisioningState, VersionSelector};
 use serde_json::{Value, json};
 
 use super::steps::{customizer_json, validator_json};
-use crate::common::{Context, Object, tags_json};
+use crate::common::{Context, Object, resource_tags_json, tags_json};
 use crate::names::{ENABLED, ON_ERRORS, STORAGE_ACCOUNT_TYPES};
 use crate::resource_id::{image_definition_id, image_version_id};
 use crate::time;
@@ -53,7 +53,7 @@ pub fn render(template: &ImageTemplate, context: &Context<'_>) -> Value {
     Object::new()
         .set("properties", properties)
         .set("identity", identity(template))
-        .set("tags", tags_json(&spec.tags))
+        .maybe("tags", resource_tags_json(&spec.tags))
         .set("location", spec.location.as_str())
         .set("id", context.id.to_image_builder_string())
         .set("name", context.id.name())
@@ -89,7 +89,8 @@ fn source(source: &ImageSource, exact: Option<&str>) -> Value {
 }
 
 fn validation(validate: &Validation, template: &ImageTemplate) -> Value {
-    let validators: Vec<Value> = validate.validators.iter().map(|step| validator_json(step, &template.resolved)).collect();
+    let validators: Vec<Value> =
+        validate.validators.iter().map(|step| validator_json(step, &template.resolved)).collect();
     json!({
         "continueDistributeOnFailure": validate.continue_distribute_on_failure,
         "inVMValidations": validators,
@@ -129,7 +130,8 @@ fn distributor(distributor: &Distributor) -> Value {
                     version: VersionSelector::Exact(version),
                 }),
             };
-            let object = object.set("excludeFromLatest", *exclude_from_latest).set("galleryImageId", id.to_string());
+            let object =
+                object.set("excludeFromLatest", *exclude_from_latest).set("galleryImageId", id.to_string());
             placed(object, placement)
                 .set("runOutputName", distributor.run_output_name.as_str())
                 .set("type", "SharedImage")
@@ -147,16 +149,20 @@ fn placed(object: Object, placement: &Placement) -> Object {
     match placement {
         Placement::ReplicationRegions { regions, storage_account_type } => {
             let names: Vec<&str> = regions.iter().map(|region| region.as_str()).collect();
-            object
-                .maybe("replicationRegions", (!names.is_empty()).then_some(names))
-                .maybe("storageAccountType", storage_account_type.map(|word| STORAGE_ACCOUNT_TYPES.name(word)))
+            object.maybe("replicationRegions", (!names.is_empty()).then_some(names)).maybe(
+                "storageAccountType",
+                storage_account_type.map(|word| STORAGE_ACCOUNT_TYPES.name(word)),
+            )
         }
         Placement::TargetRegions(regions) => {
             let region = |region: &model::image_template::TemplateTargetRegion| {
                 Object::new()
                     .set("name", region.region.as_str())
                     .set("replicaCount", region.replica_count)
-                    .maybe("storageAccountType", region.storage_account_type.map(|word| STORAGE_ACCOUNT_TYPES.name(word)))
+                    .maybe(
+                        "storageAccountType",
+                        region.storage_account_type.map(|word| STORAGE_ACCOUNT_TYPES.name(word)),
+                    )
                     .into()
             };
             object.set("targetRegions", regions.iter().map(region).collect::<Vec<Value>>())
@@ -166,7 +172,9 @@ fn placed(object: Object, placement: &Placement) -> Object {
 
 fn scheme(scheme: VersionScheme) -> Value {
     match scheme {
-        VersionScheme::Latest { major } => json!({ "scheme": "Latest", "major": major.map_or(-1, i64::from) }),
+        VersionScheme::Latest { major } => {
+            json!({ "scheme": "Latest", "major": major.map_or(-1, i64::from) })
+        }
         VersionScheme::Source => json!({ "scheme": "Source" }),
     }
 }

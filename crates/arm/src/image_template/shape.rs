@@ -85,8 +85,10 @@ const PLAN_INFO: Shape = Shape {
     fields: &[("planName", Kind::Typed), ("planProduct", Kind::Typed), ("planPublisher", Kind::Typed)],
 };
 
-const MANAGED_IMAGE_SOURCE: Shape =
-    Shape { name: "ImageTemplateManagedImageSource", fields: &[("type", Kind::Typed), ("imageId", Kind::Typed)] };
+const MANAGED_IMAGE_SOURCE: Shape = Shape {
+    name: "ImageTemplateManagedImageSource",
+    fields: &[("type", Kind::Typed), ("imageId", Kind::Typed)],
+};
 
 const SHARED_IMAGE_VERSION: Shape = Shape {
     name: "ImageTemplateSharedImageVersionSource",
@@ -168,7 +170,8 @@ const OPTIMIZE: Shape = Shape {
     name: "ImageTemplatePropertiesOptimize",
     fields: &[("vmBoot", Kind::Object(&VM_BOOT)), ("workload", Kind::Kept)],
 };
-const VM_BOOT: Shape = Shape { name: "ImageTemplatePropertiesOptimizeVMBoot", fields: &[("state", Kind::Typed)] };
+const VM_BOOT: Shape =
+    Shape { name: "ImageTemplatePropertiesOptimizeVMBoot", fields: &[("state", Kind::Typed)] };
 
 const VALIDATE: Shape = Shape {
     name: "ImageTemplatePropertiesValidate",
@@ -230,7 +233,8 @@ const VERSIONERS: Variants =
     Variants { tag: "scheme", shapes: &[("Latest", &LATEST_VERSIONER), ("Source", &SOURCE_VERSIONER)] };
 const LATEST_VERSIONER: Shape =
     Shape { name: "DistributeVersionerLatest", fields: &[("scheme", Kind::Typed), ("major", Kind::Typed)] };
-const SOURCE_VERSIONER: Shape = Shape { name: "DistributeVersionerSource", fields: &[("scheme", Kind::Typed)] };
+const SOURCE_VERSIONER: Shape =
+    Shape { name: "DistributeVersionerSource", fields: &[("scheme", Kind::Typed)] };
 
 const ERROR_HANDLING: Shape = Shape {
     name: "ImageTemplatePropertiesErrorHandling",

@@ -1,7 +1,8 @@
 //! Customizers and validators, both ways.
 
 use model::image_template::{
-    Customizer, CustomizerKind, FileCopy, PowerShellScript, ResolvedTemplate, Script, ScriptBody, Sha256, Validator, ValidatorKind,
+    Customizer, CustomizerKind, FileCopy, PowerShellScript, ResolvedTemplate, Script, ScriptBody, Sha256,
+    Validator, ValidatorKind,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -50,7 +51,12 @@ pub(super) fn customizer(wire: WireStep, path: &str) -> Result<Customizer, ArmEr
             update_limit: wire.update_limit,
         },
         other => {
-            return Err(unknown_type("customizer", other, path, "Shell, File, PowerShell, WindowsRestart, WindowsUpdate"));
+            return Err(unknown_type(
+                "customizer",
+                other,
+                path,
+                "Shell, File, PowerShell, WindowsRestart, WindowsUpdate",
+            ));
         }
     };
     Ok(Customizer { name, kind })
@@ -69,7 +75,10 @@ pub(super) fn validator(wire: WireStep, path: &str) -> Result<Validator, ArmErro
 
 pub(super) fn unknown_type(what: &str, found: Option<&str>, path: &str, known: &str) -> ArmError {
     let found = match found {
-        Some(found) => format!("The {what} type '{}' at {path} is not supported.", found.chars().take(60).collect::<String>()),
+        Some(found) => format!(
+            "The {what} type '{}' at {path} is not supported.",
+            found.chars().take(60).collect::<String>()
+        ),
         None => format!("The {what} at {path} has no type."),
     };
     invalid(&format!("{path}.type"), format!("{found} Supported types are: {known}."))
@@ -85,8 +94,12 @@ fn script(wire: &WireStep, path: &str) -> Result<ScriptBody, ArmError> {
             &format!("{path}.sha256Checksum"),
             format!("sha256Checksum at {path} is the checksum of scriptUri and can not be used with inline."),
         )),
-        (Some(_), Some(_)) => Err(invalid(path, format!("{path} has both scriptUri and inline. Use exactly one of them."))),
-        (None, None) => Err(invalid(path, format!("{path} has neither scriptUri nor inline. Use exactly one of them."))),
+        (Some(_), Some(_)) => {
+            Err(invalid(path, format!("{path} has both scriptUri and inline. Use exactly one of them.")))
+        }
+        (None, None) => {
+            Err(invalid(path, format!("{path} has neither scriptUri nor inline. Use exactly one of them.")))
+        }
     }
 }
 
@@ -100,7 +113,8 @@ fn powershell(wire: WireStep, path: &str) -> Result<PowerShellScript, ArmError> 
 }
 
 fn file(wire: WireStep, path: &str) -> Result<FileCopy, ArmError> {
-    let missing = |name: &str| invalid(&format!("{path}.{name}"), format!("Missing field: {path} needs {name}."));
+    let missing =
+        |name: &str| invalid(&format!("{path}.{name}"), format!("Missing field: {path} needs {name}."));
     Ok(FileCopy {
         sha256: checksum(wire.sha256_checksum.as_deref(), path)?,
         source_uri: non_empty(wire.source_uri).ok_or_else(|| missing("sourceUri"))?,
@@ -147,9 +161,9 @@ pub(super) fn validator_json(step: &Validator, resolved: &ResolvedTemplate) -> V
 fn script_json(object: Object, body: &ScriptBody, resolved: &ResolvedTemplate) -> Object {
     match body {
         ScriptBody::Inline(lines) => object.set("inline", lines.clone()),
-        ScriptBody::Uri { uri, sha256 } => {
-            object.set("scriptUri", uri.as_str()).maybe("sha256Checksum", checksum_json(uri, *sha256, resolved))
-        }
+        ScriptBody::Uri { uri, sha256 } => object
+            .set("scriptUri", uri.as_str())
+            .maybe("sha256Checksum", checksum_json(uri, *sha256, resolved)),
     }
 }
 

@@ -45,7 +45,10 @@ fn parsed(body: Value, version: &str) -> Result<Parsed<ImageTemplateSpec>, ArmEr
 }
 
 fn id() -> ResourceId {
-    ResourceId::parse("/subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/t").unwrap()
+    ResourceId::parse(
+        "/subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/t",
+    )
+    .unwrap()
 }
 
 #[test]
@@ -138,11 +141,11 @@ fn a_template_comes_back_with_defaults() {
           "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i": {}
         }
       },
-      "tags": {},
       "location": "eastus",
       "id": "/subscriptions/s/resourcegroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/t",
       "name": "t",
-      "type": "Microsoft.VirtualMachineImages/imageTemplates"
+      "type": "Microsoft.VirtualMachineImages/imageTemplates",
+      "tags": {}
     }
     "#);
     // What was answered reads back as what was meant.
@@ -180,12 +183,27 @@ fn refusals_name_the_property() {
         assert_eq!(error.status, 400);
         error.target.unwrap_or_default()
     };
-    assert_eq!(refusal(|b| b["properties"]["customize"][1]["type"] = json!("shell")), "properties.customize[1].type");
-    assert_eq!(refusal(|b| b["properties"]["customize"][1]["type"] = json!(7)), "properties.customize[1].type");
-    assert_eq!(refusal(|b| b["properties"]["customize"][1]["inlin"] = json!([])), "properties.customize[1].inlin");
-    assert_eq!(refusal(|b| b["properties"]["customize"][1]["scriptUri"] = json!("https://x")), "properties.customize[1]");
+    assert_eq!(
+        refusal(|b| b["properties"]["customize"][1]["type"] = json!("shell")),
+        "properties.customize[1].type"
+    );
+    assert_eq!(
+        refusal(|b| b["properties"]["customize"][1]["type"] = json!(7)),
+        "properties.customize[1].type"
+    );
+    assert_eq!(
+        refusal(|b| b["properties"]["customize"][1]["inlin"] = json!([])),
+        "properties.customize[1].inlin"
+    );
+    assert_eq!(
+        refusal(|b| b["properties"]["customize"][1]["scriptUri"] = json!("https://x")),
+        "properties.customize[1]"
+    );
     assert_eq!(refusal(|b| b["properties"]["customize"][1]["inline"] = json!([])), "properties.customize[1]");
-    assert_eq!(refusal(|b| b["properties"]["customize"][1]["inline"] = json!("x")), "properties.customize[1].inline");
+    assert_eq!(
+        refusal(|b| b["properties"]["customize"][1]["inline"] = json!("x")),
+        "properties.customize[1].inline"
+    );
     assert_eq!(
         refusal(|b| b["properties"]["customize"][2]["sha256Checksum"] = json!("abc")),
         "properties.customize[2].sha256Checksum"
@@ -209,17 +227,22 @@ fn refusals_name_the_property() {
         "properties.distribute[0].runOutputName"
     );
     assert_eq!(
-        refusal(|b| b["properties"]["distribute"][0]["targetRegions"] = json!([{"name": "eastus", "replicaCount": -1}])),
+        refusal(|b| b["properties"]["distribute"][0]["targetRegions"] =
+            json!([{"name": "eastus", "replicaCount": -1}])),
         "properties.distribute[0].targetRegions[0].replicaCount"
     );
-    assert_eq!(refusal(|b| b["properties"]["buildTimeoutInMinutes"] = json!(5)), "properties.buildTimeoutInMinutes");
+    assert_eq!(
+        refusal(|b| b["properties"]["buildTimeoutInMinutes"] = json!(5)),
+        "properties.buildTimeoutInMinutes"
+    );
 }
 
 #[test]
 fn a_shared_version_is_a_source_and_a_definition_is_not() {
     let mut body = body();
     let definition = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers/Microsoft.Compute/galleries/g/images/d";
-    body["properties"]["source"] = json!({"type": "SharedImageVersion", "imageVersionId": format!("{definition}/versions/latest")});
+    body["properties"]["source"] =
+        json!({"type": "SharedImageVersion", "imageVersionId": format!("{definition}/versions/latest")});
     let Parsed { data, .. } = parsed(body.clone(), STRICT).unwrap();
     let template = ImageTemplate::create(ImageTemplateName::parse("t").unwrap(), data);
     let answer = render(&template, &Context { id: &id(), extra: &Map::new() });

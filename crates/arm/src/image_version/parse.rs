@@ -1,10 +1,8 @@
 //! Request → model.
 
-use std::collections::BTreeMap;
-
 use model::image_version::{
-    DataDiskImage, DiskImage, DiskSource, ImageVersionSpec, LUN_MAX, PublishingProfile, SafetyProfile, StorageAccountType,
-    TargetRegion, VersionSource,
+    DataDiskImage, DiskImage, DiskSource, ImageVersionSpec, LUN_MAX, PublishingProfile, SafetyProfile,
+    StorageAccountType, TargetRegion, VersionSource,
 };
 use model::{Region, Violation};
 use serde::Deserialize;
@@ -12,7 +10,7 @@ use serde_json::Value;
 
 use super::shape::SHAPE;
 use crate::api_version::ApiVersion;
-use crate::common::{self, Parsed, non_empty, reference};
+use crate::common::{self, Parsed, WireTags, non_empty, reference};
 use crate::error::ArmError;
 use crate::names::{CACHINGS, REPLICATION_MODES, STORAGE_ACCOUNT_TYPES};
 use crate::shape::{self, Strictness};
@@ -24,7 +22,7 @@ const KNOWN_UNTIL: (u16, u8, u8) = (2026, 3, 3);
 #[derive(Deserialize)]
 struct Wire {
     location: Option<String>,
-    tags: Option<BTreeMap<String, Option<String>>>,
+    tags: Option<WireTags>,
     properties: Option<WireProperties>,
 }
 
@@ -95,7 +93,7 @@ struct WireDiskSource {
 /// What is wrong with the body.
 pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<ImageVersionSpec>, ArmError> {
     let strictness = Strictness::compute(version, KNOWN_UNTIL);
-    let read = shape::read(body, &SHAPE, &strictness)?;
+    let mut read = shape::read(body, &SHAPE, &strictness)?;
     let wire: Wire = shape::typed(read.typed, &strictness)?;
     let location = common::location(wire.location.as_deref())?;
     let properties = wire.properties.ok_or_else(|| ArmError::missing_parameter("properties"))?;
@@ -107,7 +105,7 @@ pub fn parse(body: Value, version: &ApiVersion) -> Result<Parsed<ImageVersionSpe
         block_deletion_before_end_of_life: properties.safety_profile.block_deletion_before_end_of_life,
     };
     let data = ImageVersionSpec {
-        tags: common::tags(wire.tags)?,
+        tags: common::resource_tags(wire.tags, &mut read.extra)?,
         publishing: publishing(properties.publishing_profile, &location)?,
         source: source(properties.storage_profile)?,
         safety,
@@ -124,7 +122,8 @@ struct WireSafety {
 }
 
 fn publishing(wire: WirePublishing, home: &Region) -> Result<PublishingProfile, ArmError> {
-    let mut target_regions = wire.target_regions.into_iter().map(target_region).collect::<Result<Vec<_>, _>>()?;
+    let mut target_regions =
+        wire.target_regions.into_iter().map(target_region).collect::<Result<Vec<_>, _>>()?;
     if target_regions.is_empty() {
         target_regions.push(TargetRegion {
             region: home.clone(),
@@ -134,14 +133,19 @@ fn publishing(wire: WirePublishing, home: &Region) -> Result<PublishingProfile, 
         });
     }
     let path = "properties.publishingProfile";
-    let storage = STORAGE_ACCOUNT_TYPES.parse_option(wire.storage_account_type.as_deref(), &format!("{path}.storageAccountType"))?;
+    let storage = STORAGE_ACCOUNT_TYPES
+        .parse_option(wire.storage_account_type.as_deref(), &format!("{path}.storageAccountType"))?;
     Ok(PublishingProfile {
         target_regions,
         replica_count: replicas(wire.replica_count)?.unwrap_or(1),
         exclude_from_latest: wire.exclude_from_latest.unwrap_or(false),
         storage_account_type: storage.unwrap_or(StorageAccountType::StandardLrs),
-        replication_mode: REPLICATION_MODES.parse_option(wire.replication_mode.as_deref(), &format!("{path}.replicationMode"))?,
-        end_of_life: wire.end_of_life_date.map(|text| time::parse(&text, "publishingProfile.endOfLifeDate")).transpose()?,
+        replication_mode: REPLICATION_MODES
+            .parse_option(wire.replication_mode.as_deref(), &format!("{path}.replicationMode"))?,
+        end_of_life: wire
+            .end_of_life_date
+            .map(|text| time::parse(&text, "publishingProfile.endOfLifeDate"))
+            .transpose()?,
     })
 }
 
@@ -149,7 +153,8 @@ fn target_region(wire: WireTargetRegion) -> Result<TargetRegion, ArmError> {
     let path = "properties.publishingProfile.targetRegions";
     let name = wire.name.ok_or_else(|| ArmError::missing_parameter("targetRegions.name"))?;
     Ok(TargetRegion {
-        region: Region::parse(&name).map_err(|error| ArmError::from(error).with_target(format!("{path}.name")))?,
+        region: Region::parse(&name)
+            .map_err(|error| ArmError::from(error).with_target(format!("{path}.name")))?,
         replica_count: replicas(wire.regional_replica_count)?,
         storage_account_type: STORAGE_ACCOUNT_TYPES
             .parse_option(wire.storage_account_type.as_deref(), &format!("{path}.storageAccountType"))?,
@@ -160,7 +165,12 @@ fn target_region(wire: WireTargetRegion) -> Result<TargetRegion, ArmError> {
 /// A negative count has no place in the model; its range is checked there (RULES.md 2D, 18).
 fn replicas(count: Option<i32>) -> Result<Option<u32>, Violation> {
     let out_of_range = |count: i32| {
-        Violation::out_of_range("properties.publishingProfile.replicaCount", count.into(), 1, model::image_version::REPLICAS_MAX)
+        Violation::out_of_range(
+            "properties.publishingProfile.replicaCount",
+            count.into(),
+            1,
+            model::image_version::REPLICAS_MAX,
+        )
     };
     count.map(|count| u32::try_from(count).map_err(|_| out_of_range(count))).transpose()
 }
@@ -169,9 +179,11 @@ fn replicas(count: Option<i32>) -> Result<Option<u32>, Violation> {
 fn source(wire: WireStorage) -> Result<Option<VersionSource>, ArmError> {
     let path = "properties.storageProfile";
     let whole = [
-        non_empty(wire.source.id).map(|id| reference(&id, &format!("{path}.source.id")).map(VersionSource::Resource)),
-        non_empty(wire.source.virtual_machine_id)
-            .map(|id| reference(&id, &format!("{path}.source.virtualMachineId")).map(VersionSource::VirtualMachine)),
+        non_empty(wire.source.id)
+            .map(|id| reference(&id, &format!("{path}.source.id")).map(VersionSource::Resource)),
+        non_empty(wire.source.virtual_machine_id).map(|id| {
+            reference(&id, &format!("{path}.source.virtualMachineId")).map(VersionSource::VirtualMachine)
+        }),
         non_empty(wire.source.community_gallery_image_id).map(|id| Ok(VersionSource::Community(id))),
     ];
     let mut whole: Vec<VersionSource> = whole.into_iter().flatten().collect::<Result<_, _>>()?;

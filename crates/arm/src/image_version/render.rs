@@ -1,8 +1,8 @@
 //! Model → answer.
 
 use model::image_version::{
-    AggregateReplication, DataDiskImage, DiskImage, HostCaching, ImageVersion, PublishingProfile, RegionReplication, TargetRegion,
-    VersionContent, VersionSource,
+    AggregateReplication, DataDiskImage, DiskImage, HostCaching, ImageVersion, PublishingProfile,
+    RegionReplication, TargetRegion, VersionContent, VersionSource,
 };
 use serde_json::{Value, json};
 
@@ -61,7 +61,8 @@ pub fn render(version: &ImageVersion, expand: Expand, context: &Context<'_>) -> 
 
 fn publishing_profile(version: &ImageVersion) -> Value {
     let profile = &version.spec.publishing;
-    let regions: Vec<Value> = profile.target_regions.iter().map(|region| target_region(profile, region)).collect();
+    let regions: Vec<Value> =
+        profile.target_regions.iter().map(|region| target_region(profile, region)).collect();
     Object::new()
         .set("targetRegions", regions)
         .set("replicaCount", profile.replica_count)
@@ -122,7 +123,10 @@ fn data_disks(written: &[DataDiskImage], content: Option<&VersionContent>) -> Ve
         let caching = disk.disk.host_caching.unwrap_or(HostCaching::ReadOnly);
         Object::new()
             .set("lun", disk.lun)
-            .maybe("sizeInGB", stored.and_then(|stored| stored.get(&disk.lun)).map(|stored| stored.size_gib()))
+            .maybe(
+                "sizeInGB",
+                stored.and_then(|stored| stored.get(&disk.lun)).map(|stored| stored.size_gib()),
+            )
             .set("hostCaching", CACHINGS.name(caching))
             .set("source", disk_source(&disk.disk))
             .into()

@@ -68,12 +68,20 @@ const STORAGE_PROFILE: Shape = Shape {
 
 const SOURCE: Shape = Shape {
     name: "GalleryArtifactVersionFullSource",
-    fields: &[("id", Kind::Typed), ("communityGalleryImageId", Kind::Typed), ("virtualMachineId", Kind::Typed)],
+    fields: &[
+        ("id", Kind::Typed),
+        ("communityGalleryImageId", Kind::Typed),
+        ("virtualMachineId", Kind::Typed),
+    ],
 };
 
 const OS_DISK_IMAGE: Shape = Shape {
     name: "GalleryOSDiskImage",
-    fields: &[("sizeInGB", Kind::Dropped), ("hostCaching", Kind::Typed), ("source", Kind::Object(&DISK_SOURCE))],
+    fields: &[
+        ("sizeInGB", Kind::Dropped),
+        ("hostCaching", Kind::Typed),
+        ("source", Kind::Object(&DISK_SOURCE)),
+    ],
 };
 
 const DATA_DISK_IMAGE: Shape = Shape {

@@ -43,7 +43,8 @@ fn a_replicating_version_shows_where_it_is() {
         data_disks: BTreeMap::new(),
     };
     version.state = version.state.stored(content, &east, &[east.clone(), west.clone()]).unwrap();
-    version.state = version.state.region(&west, RegionReplication::Replicating { progress_percent: 40 }).unwrap();
+    version.state =
+        version.state.region(&west, RegionReplication::Replicating { progress_percent: 40 }).unwrap();
     let expand = Expand::parse(Some("ReplicationStatus")).unwrap();
     let id = ResourceId::parse(ID).unwrap();
     insta::assert_json_snapshot!(render(&version, expand, &Context { id: &id, extra: &extra })["properties"], @r#"
@@ -135,10 +136,18 @@ fn refusals_name_the_property() {
         ("LinkedInvalidPropertyId".into(), format!("{storage}.source.id"))
     );
     assert_eq!(
-        refusal(|p| p["storageProfile"]["source"]["virtualMachineId"] = json!("/subscriptions/s/resourceGroups/v")).1,
+        refusal(|p| p["storageProfile"]["source"]["virtualMachineId"] =
+            json!("/subscriptions/s/resourceGroups/v"))
+        .1,
         storage
     );
-    assert_eq!(refusal(|p| p["publishingProfile"]["replicaCount"] = json!(-1)).1, "properties.publishingProfile.replicaCount");
-    assert_eq!(refusal(|p| p["storageProfile"]["dataDiskImages"] = json!([{"lun": 64}])).1, "properties.storageProfile.dataDiskImages[0].lun");
+    assert_eq!(
+        refusal(|p| p["publishingProfile"]["replicaCount"] = json!(-1)).1,
+        "properties.publishingProfile.replicaCount"
+    );
+    assert_eq!(
+        refusal(|p| p["storageProfile"]["dataDiskImages"] = json!([{"lun": 64}])).1,
+        "properties.storageProfile.dataDiskImages[0].lun"
+    );
     assert_eq!(Expand::parse(Some("Everything")).unwrap_err().target.as_deref(), Some("$expand"));
 }

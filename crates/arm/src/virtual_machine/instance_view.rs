@@ -80,12 +80,19 @@ fn provisioning_status(vm: &VirtualMachine) -> Value {
     let (code, level, display, message) = match &vm.provisioning {
         ProvisioningState::Creating => ("ProvisioningState/creating".to_owned(), "Info", "Creating", None),
         ProvisioningState::Updating => ("ProvisioningState/updating".to_owned(), "Info", "Updating", None),
-        ProvisioningState::Succeeded => ("ProvisioningState/succeeded".to_owned(), "Info", "Provisioning succeeded", None),
-        ProvisioningState::Failed(failure) => {
-            (format!("ProvisioningState/failed/{}", failure.code), "Error", "Provisioning failed", Some(failure.message.as_str()))
+        ProvisioningState::Succeeded => {
+            ("ProvisioningState/succeeded".to_owned(), "Info", "Provisioning succeeded", None)
         }
+        ProvisioningState::Failed(failure) => (
+            format!("ProvisioningState/failed/{}", failure.code),
+            "Error",
+            "Provisioning failed",
+            Some(failure.message.as_str()),
+        ),
         ProvisioningState::Deleting => ("ProvisioningState/deleting".to_owned(), "Info", "Deleting", None),
-        ProvisioningState::Canceled => ("ProvisioningState/canceled".to_owned(), "Info", "Provisioning canceled", None),
+        ProvisioningState::Canceled => {
+            ("ProvisioningState/canceled".to_owned(), "Info", "Provisioning canceled", None)
+        }
     };
     Object::new()
         .set("code", code)

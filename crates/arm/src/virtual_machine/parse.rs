@@ -1,19 +1,17 @@
 //! Request → model.
 
-use std::collections::BTreeMap;
-
 use model::image_version::LUN_MAX;
 use model::virtual_machine::{
-    ImageReference, LinuxConfiguration, OsConfiguration, OsProfile, Secret, SshPublicKey, VmDataDisk, VmDisk, VmSecrets, VmSpec,
-    WindowsConfiguration,
+    ImageReference, LinuxConfiguration, OsConfiguration, OsProfile, Secret, SshPublicKey, VmDataDisk, VmDisk,
+    VmSecrets, VmSpec, WindowsConfiguration,
 };
-use model::{VmName, Violation};
+use model::{Violation, VmName};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::shape::SHAPE;
 use crate::api_version::ApiVersion;
-use crate::common::{self, non_empty, reference};
+use crate::common::{self, WireTags, non_empty, reference};
 use crate::error::ArmError;
 use crate::names::{CACHINGS, DISK_CREATE_OPTIONS, DISK_DELETE_OPTIONS, OS_TYPES};
 use crate::resource_id::ResourceId;
@@ -36,7 +34,7 @@ pub struct ParsedVm {
 #[derive(Deserialize)]
 struct Wire {
     location: Option<String>,
-    tags: Option<BTreeMap<String, Option<String>>>,
+    tags: Option<WireTags>,
     properties: Option<WireProperties>,
 }
 
@@ -159,18 +157,19 @@ struct WireUefi {
 /// What is wrong with the body.
 pub fn parse(name: &VmName, body: Value, version: &ApiVersion) -> Result<ParsedVm, ArmError> {
     let strictness = Strictness::compute(version, KNOWN_UNTIL);
-    let read = shape::read(body, &SHAPE, &strictness)?;
+    let mut read = shape::read(body, &SHAPE, &strictness)?;
     let wire: Wire = shape::typed(read.typed, &strictness)?;
     let location = common::location(wire.location.as_deref())?;
     let properties = wire.properties.ok_or_else(|| ArmError::missing_parameter("properties"))?;
     let storage = properties.storage_profile.ok_or_else(|| ArmError::missing_parameter("storageProfile"))?;
     let wire_os_disk = storage.os_disk.ok_or_else(|| ArmError::missing_parameter("osDisk"))?;
-    let mut secrets = VmSecrets { user_data: non_empty(properties.user_data).map(Secret::new), ..VmSecrets::default() };
+    let mut secrets =
+        VmSecrets { user_data: non_empty(properties.user_data).map(Secret::new), ..VmSecrets::default() };
     let os_profile = properties.os_profile.map(|profile| os_profile(profile, name, &mut secrets));
     let vm_size = non_empty(properties.hardware_profile.vm_size);
     let data = VmSpec {
         location,
-        tags: common::tags(wire.tags)?,
+        tags: common::resource_tags(wire.tags, &mut read.extra)?,
         vm_size: vm_size.unwrap_or_else(|| VM_SIZE_DEFAULT.to_owned()),
         image: storage.image_reference.map(image).transpose()?,
         os_type: OS_TYPES.parse_option(wire_os_disk.os_type.as_deref(), "osDisk.osType")?,
@@ -187,10 +186,13 @@ pub fn parse(name: &VmName, body: Value, version: &ApiVersion) -> Result<ParsedV
 const VM_SIZE_DEFAULT: &str = "Standard_A1_v2";
 
 fn image(wire: WireImage) -> Result<ImageReference, ArmError> {
-    let invalid = || ArmError::invalid_parameter("imageReference", "The value of parameter imageReference is invalid.");
+    let invalid =
+        || ArmError::invalid_parameter("imageReference", "The value of parameter imageReference is invalid.");
     let id = non_empty(wire.id);
-    let platform = (non_empty(wire.publisher), non_empty(wire.offer), non_empty(wire.sku), non_empty(wire.version));
-    match (id, platform, non_empty(wire.shared_gallery_image_id), non_empty(wire.community_gallery_image_id)) {
+    let platform =
+        (non_empty(wire.publisher), non_empty(wire.offer), non_empty(wire.sku), non_empty(wire.version));
+    match (id, platform, non_empty(wire.shared_gallery_image_id), non_empty(wire.community_gallery_image_id))
+    {
         // az sends a plan's publisher beside an id; the id decides.
         (Some(id), _, None, None) => {
             let written = reference(&id, "imageReference.id")?;
@@ -218,7 +220,8 @@ fn disk(wire: &WireDisk, what: &str) -> Result<VmDisk, ArmError> {
         caching: CACHINGS.parse_option(wire.caching.as_deref(), &format!("{what}.caching"))?,
         size_gib: wire.disk_size_gb,
         storage_account_type: wire.managed_disk.storage_account_type.clone(),
-        delete_option: DISK_DELETE_OPTIONS.parse_option(wire.delete_option.as_deref(), &format!("{what}.deleteOption"))?,
+        delete_option: DISK_DELETE_OPTIONS
+            .parse_option(wire.delete_option.as_deref(), &format!("{what}.deleteOption"))?,
     })
 }
 
@@ -239,7 +242,10 @@ fn os_profile(wire: WireOsProfile, name: &VmName, secrets: &mut VmSecrets) -> Os
                 .ssh
                 .public_keys
                 .into_iter()
-                .map(|key| SshPublicKey { path: non_empty(key.path), key_data: key.key_data.unwrap_or_default() })
+                .map(|key| SshPublicKey {
+                    path: non_empty(key.path),
+                    key_data: key.key_data.unwrap_or_default(),
+                })
                 .collect(),
             provision_vm_agent: linux.provision_vm_agent.unwrap_or(true),
         }),

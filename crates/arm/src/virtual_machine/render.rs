@@ -3,8 +3,8 @@
 use model::image_definition::OsType;
 use model::image_version::HostCaching;
 use model::virtual_machine::{
-    DiskCreateOption, DiskDeleteOption, ImageReference, LinuxConfiguration, OsConfiguration, OsProfile, VirtualMachine, VmDisk,
-    VmSecrets, VmSpec,
+    DiskCreateOption, DiskDeleteOption, ImageReference, LinuxConfiguration, OsConfiguration, OsProfile,
+    VirtualMachine, VmDisk, VmSecrets, VmSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -46,7 +46,12 @@ impl Expand {
 
 /// A virtual machine as Compute answers it. `secrets` is asked for user data alone, and only when expanded.
 /// The ETag is also the answer's header.
-pub fn render(vm: &VirtualMachine, secrets: Option<&VmSecrets>, expand: Expand, context: &Context<'_>) -> Value {
+pub fn render(
+    vm: &VirtualMachine,
+    secrets: Option<&VmSecrets>,
+    expand: Expand,
+    context: &Context<'_>,
+) -> Value {
     let spec = &vm.spec;
     let user_data = secrets.filter(|_| expand.user_data).and_then(|secrets| secrets.user_data.as_ref());
     let uefi = Object::new().maybe("secureBootEnabled", spec.secure_boot).maybe("vTpmEnabled", spec.vtpm);
@@ -72,8 +77,11 @@ pub fn render(vm: &VirtualMachine, secrets: Option<&VmSecrets>, expand: Expand, 
 fn defaults(spec: &VmSpec, os: Option<OsType>) -> Map<String, Value> {
     let mut defaults = Map::new();
     if spec.os_profile.is_some() {
-        let patching = json!({ "patchSettings": { "patchMode": "ImageDefault", "assessmentMode": "ImageDefault" } });
-        let profile = Object::new().set("secrets", json!([])).maybe("linuxConfiguration", (os == Some(OsType::Linux)).then_some(patching));
+        let patching =
+            json!({ "patchSettings": { "patchMode": "ImageDefault", "assessmentMode": "ImageDefault" } });
+        let profile = Object::new()
+            .set("secrets", json!([]))
+            .maybe("linuxConfiguration", (os == Some(OsType::Linux)).then_some(patching));
         defaults.insert("properties".into(), json!({ "osProfile": Value::from(profile) }));
     }
     defaults
@@ -88,7 +96,11 @@ fn storage_profile(vm: &VirtualMachine) -> Value {
     let spec = &vm.spec;
     let exact = vm.image.as_ref().and_then(|image| image.exact_version.as_deref());
     let image = spec.image.as_ref().map(|image| image_reference(image).maybe("exactVersion", exact));
-    let size = spec.os_disk.size_gib.map(u64::from).or_else(|| vm.image.as_ref().map(|image| image.os_disk.size_gib()));
+    let size = spec
+        .os_disk
+        .size_gib
+        .map(u64::from)
+        .or_else(|| vm.image.as_ref().map(|image| image.os_disk.size_gib()));
     let os_disk = disk(
         Object::new().maybe("osType", vm.os_type().map(|os| OS_TYPES.name(os))),
         &spec.os_disk,
@@ -136,7 +148,9 @@ fn image_reference(image: &ImageReference) -> Object {
             .set("offer", offer.as_str())
             .set("sku", sku.as_str())
             .set("version", version.as_str()),
-        ImageReference::Gallery { written, .. } | ImageReference::Resource(written) => Object::new().set("id", written.as_str()),
+        ImageReference::Gallery { written, .. } | ImageReference::Resource(written) => {
+            Object::new().set("id", written.as_str())
+        }
         ImageReference::SharedGallery(id) => Object::new().set("sharedGalleryImageId", id.as_str()),
         ImageReference::CommunityGallery(id) => Object::new().set("communityGalleryImageId", id.as_str()),
     }
@@ -150,10 +164,11 @@ fn os_profile(profile: &OsProfile, os: Option<OsType>) -> Value {
     let windows = |agent, updates| json!({ "provisionVMAgent": agent, "enableAutomaticUpdates": updates });
     let object = match (&profile.configuration, os) {
         (OsConfiguration::Linux(linux), _) => object.set("linuxConfiguration", linux_json(linux)),
-        (OsConfiguration::Windows(config), _) => {
-            object.set("windowsConfiguration", windows(config.provision_vm_agent, config.enable_automatic_updates))
+        (OsConfiguration::Windows(config), _) => object
+            .set("windowsConfiguration", windows(config.provision_vm_agent, config.enable_automatic_updates)),
+        (OsConfiguration::Unspecified, Some(OsType::Windows)) => {
+            object.set("windowsConfiguration", windows(true, true))
         }
-        (OsConfiguration::Unspecified, Some(OsType::Windows)) => object.set("windowsConfiguration", windows(true, true)),
         (OsConfiguration::Unspecified, Some(OsType::Linux)) => object.set(
             "linuxConfiguration",
             linux_json(&LinuxConfiguration { provision_vm_agent: true, ..LinuxConfiguration::default() }),
@@ -170,7 +185,9 @@ fn linux_json(linux: &LinuxConfiguration) -> Value {
     let keys: Vec<Value> = linux
         .ssh_public_keys
         .iter()
-        .map(|key| Object::new().maybe("path", key.path.as_deref()).set("keyData", key.key_data.as_str()).into())
+        .map(|key| {
+            Object::new().maybe("path", key.path.as_deref()).set("keyData", key.key_data.as_str()).into()
+        })
         .collect();
     Object::new()
         .set("disablePasswordAuthentication", linux.disable_password_authentication)

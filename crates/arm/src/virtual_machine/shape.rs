@@ -171,8 +171,10 @@ const LINUX_CONFIGURATION: Shape = Shape {
     ],
 };
 
-const SSH_CONFIGURATION: Shape = Shape { name: "SshConfiguration", fields: &[("publicKeys", Kind::List(&SSH_PUBLIC_KEY))] };
-const SSH_PUBLIC_KEY: Shape = Shape { name: "SshPublicKey", fields: &[("path", Kind::Typed), ("keyData", Kind::Typed)] };
+const SSH_CONFIGURATION: Shape =
+    Shape { name: "SshConfiguration", fields: &[("publicKeys", Kind::List(&SSH_PUBLIC_KEY))] };
+const SSH_PUBLIC_KEY: Shape =
+    Shape { name: "SshPublicKey", fields: &[("path", Kind::Typed), ("keyData", Kind::Typed)] };
 
 const SECURITY_PROFILE: Shape = Shape {
     name: "SecurityProfile",
@@ -185,5 +187,7 @@ const SECURITY_PROFILE: Shape = Shape {
     ],
 };
 
-const UEFI_SETTINGS: Shape =
-    Shape { name: "UefiSettings", fields: &[("secureBootEnabled", Kind::Typed), ("vTpmEnabled", Kind::Typed)] };
+const UEFI_SETTINGS: Shape = Shape {
+    name: "UefiSettings",
+    fields: &[("secureBootEnabled", Kind::Typed), ("vTpmEnabled", Kind::Typed)],
+};

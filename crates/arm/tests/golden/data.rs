@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use model::ManifestRef;
+use model::content::DiskContent;
+use model::image_version::VersionContent;
 use serde_json::Value;
 
 /// The reference folder for Azure, if it is here.
@@ -29,7 +32,9 @@ pub(crate) fn fill(value: Value) -> Value {
 }
 
 pub(crate) fn fill_text(text: &str) -> String {
-    text.replace("{subscription-id}", SUBSCRIPTION).replace("{subscriptionId}", SUBSCRIPTION).replace(['{', '}'], "")
+    text.replace("{subscription-id}", SUBSCRIPTION)
+        .replace("{subscriptionId}", SUBSCRIPTION)
+        .replace(['{', '}'], "")
 }
 
 /// Every leaf with its path: `properties.list[0].name`.
@@ -53,4 +58,20 @@ pub(crate) fn leaves(value: &Value) -> Vec<(String, Value)> {
     let mut found = Vec::new();
     walk("", value, &mut found);
     found
+}
+
+/// The disks of an answer's storage profile, as if they had been stored.
+pub(crate) fn content(storage: &Value) -> VersionContent {
+    let disk = |size: &Value| DiskContent {
+        manifest: ManifestRef::parse("m").expect("a reference"),
+        size_bytes: size.as_u64().unwrap_or(1) << 30,
+    };
+    let data = storage["dataDiskImages"].as_array().cloned().unwrap_or_default();
+    VersionContent {
+        os_disk: disk(&storage["osDiskImage"]["sizeInGB"]),
+        data_disks: data
+            .iter()
+            .map(|data| (data["lun"].as_u64().unwrap_or(0) as u8, disk(&data["sizeInGB"])))
+            .collect(),
+    }
 }

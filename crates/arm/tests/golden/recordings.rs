@@ -2,23 +2,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use arm::{ApiVersion, Context, ResourceId, gallery, image_definition, image_template, image_version, resource_type};
-use model::content::DiskContent;
+use arm::{
+    ApiVersion, Context, ResourceId, gallery, image_definition, image_template, image_version, resource_type,
+};
 use model::gallery::Gallery;
 use model::image_definition::ImageDefinition;
-use model::image_template::{ImageTemplate, ImageSource, ResolvedIdentity, Sha256};
-use model::image_version::{ImageVersion, VersionContent, VersionState};
+use model::image_template::{ImageSource, ImageTemplate, ResolvedIdentity, Sha256};
+use model::image_version::{ImageVersion, VersionState};
 use model::{
-    GalleryName, ImageDefinitionName, ImageTemplateName, ManifestRef, ProvisioningState, Region, Timestamp, VersionName,
+    GalleryName, ImageDefinitionName, ImageTemplateName, ProvisioningState, Region, Timestamp, VersionName,
 };
 use serde_json::{Map, Value};
 
-use crate::data::azure;
+use crate::data::{azure, content};
 
 /// What we hold between requests, as the server would in its store.
 enum Held {
     Gallery(Gallery),
-    Definition(ImageDefinition),
+    Definition(Box<ImageDefinition>),
     Version(Box<ImageVersion>),
     Template(Box<ImageTemplate>),
 }
@@ -34,7 +35,11 @@ fn recorded_answers_are_ours() {
     let Some(azure) = azure() else { return };
     let mut compared: BTreeMap<String, usize> = BTreeMap::new();
     let mut wrong = Vec::new();
-    let mut files: Vec<_> = std::fs::read_dir(azure.join("recordings")).expect("recordings").flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(azure.join("recordings"))
+        .expect("recordings")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     files.sort();
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a recording");
@@ -70,7 +75,10 @@ impl World {
         let (request, response) = (&exchange["request"], &exchange["response"]);
         let method = request["method"].as_str().unwrap_or_default();
         let uri = request["uri"].as_str().unwrap_or_default();
-        let Some((path, query)) = uri.trim_start_matches("https://management.azure.com").split_once('?') else { return Ok(()) };
+        let Some((path, query)) = uri.trim_start_matches("https://management.azure.com").split_once('?')
+        else {
+            return Ok(());
+        };
         let Ok(id) = ResourceId::parse(path) else { return Ok(()) };
         let kind = id.resource_type();
         let ours = [
@@ -89,7 +97,7 @@ impl World {
         version.check(&kind, "eastus").map_err(|error| error.to_string())?;
         let expected = &response["body"];
         match method {
-            "PUT" => self.put(&id, request["body"].clone(), &version, expected)?,
+            "PUT" => self.put(&id, request["body"].clone(), &version)?,
             "GET" if self.held.contains_key(&id.key()) => self.settle(&id.key(), expected),
             _ => return Ok(()),
         }
@@ -97,14 +105,21 @@ impl World {
         let actual = render(id, held, extra);
         let (expected, actual) = (masked(expected), masked(&actual));
         // A gallery that was shared meanwhile, a run that was started: other operations' effects.
-        if method == "GET" && (expected["properties"].get("sharingProfile").is_some() || expected["properties"].get("lastRunStatus").is_some()) {
+        if method == "GET"
+            && (expected["properties"].get("sharingProfile").is_some()
+                || expected["properties"].get("lastRunStatus").is_some())
+        {
             return Ok(());
         }
         *self.compared.entry(format!("{method} {kind}")).or_default() += 1;
-        if expected == actual { Ok(()) } else { Err(format!("{method} {path}\n    azure {expected}\n    ours  {actual}")) }
+        if expected == actual {
+            Ok(())
+        } else {
+            Err(format!("{method} {path}\n    azure {expected}\n    ours  {actual}"))
+        }
     }
 
-    fn put(&mut self, id: &ResourceId, body: Value, version: &ApiVersion, expected: &Value) -> Result<(), String> {
+    fn put(&mut self, id: &ResourceId, body: Value, version: &ApiVersion) -> Result<(), String> {
         let text = |error: arm::ArmError| error.to_string();
         let now = Timestamp::UNIX_EPOCH;
         let before = self.held.remove(&id.key());
@@ -122,7 +137,7 @@ impl World {
             (kind, _) if kind == resource_type::GALLERY_IMAGES => {
                 let parsed = image_definition::parse(body, version, now).map_err(text)?;
                 let name = ImageDefinitionName::parse(id.name()).map_err(|error| error.message)?;
-                (Held::Definition(ImageDefinition::create(name, parsed.data)), parsed.extra)
+                (Held::Definition(Box::new(ImageDefinition::create(name, parsed.data))), parsed.extra)
             }
             (kind, before) if kind == resource_type::GALLERY_IMAGE_VERSIONS => {
                 let parsed = image_version::parse(body, version).map_err(text)?;
@@ -131,12 +146,17 @@ impl World {
                         let spec = old.updated_spec(parsed.data).map_err(|error| error.message)?;
                         spec.check(now).map_err(|error| error.message)?;
                         let targets: Vec<Region> = regions(&spec);
-                        let state = old.state.clone().retarget(&targets).map_err(|error| error.to_string())?;
+                        let state =
+                            old.state.clone().retarget(&targets).map_err(|error| error.to_string())?;
                         ImageVersion { spec, state, ..*old }
                     }
                     _ => {
                         parsed.data.check(now).map_err(|error| error.message)?;
-                        ImageVersion::create(VersionName::parse(id.name()).map_err(|error| error.message)?, parsed.data, now)
+                        ImageVersion::create(
+                            VersionName::parse(id.name()).map_err(|error| error.message)?,
+                            parsed.data,
+                            now,
+                        )
                     }
                 };
                 (Held::Version(Box::new(version)), parsed.extra)
@@ -147,7 +167,6 @@ impl World {
                 (Held::Template(Box::new(ImageTemplate::create(name, parsed.data))), parsed.extra)
             }
         };
-        let _ = expected;
         self.held.insert(id.key(), (id.clone(), held, extra));
         Ok(())
     }
@@ -159,18 +178,27 @@ impl World {
         let succeeded = properties["provisioningState"] == "Succeeded";
         match held {
             Held::Gallery(gallery) if succeeded => gallery.provisioning = ProvisioningState::Succeeded,
-            Held::Definition(definition) if succeeded => definition.provisioning = ProvisioningState::Succeeded,
+            Held::Definition(definition) if succeeded => {
+                definition.provisioning = ProvisioningState::Succeeded
+            }
             Held::Version(version) if succeeded => {
                 if version.state == VersionState::Creating {
                     let home = version.spec.location.clone();
-                    let state = version.state.clone().stored(content(&properties["storageProfile"]), &home, std::slice::from_ref(&home));
+                    let state = version.state.clone().stored(
+                        content(&properties["storageProfile"]),
+                        &home,
+                        std::slice::from_ref(&home),
+                    );
                     version.state = state.expect("a version that is being created can be stored");
                 }
-                let regions: Vec<Region> = version.state.regions().map(|(region, _)| region.clone()).collect();
+                let regions: Vec<Region> =
+                    version.state.regions().map(|(region, _)| region.clone()).collect();
                 for region in regions {
                     let done = model::image_version::RegionReplication::Completed;
                     version.state = match version.state.clone() {
-                        state @ VersionState::Replicating { .. } => state.region(&region, done).expect("a target region"),
+                        state @ VersionState::Replicating { .. } => {
+                            state.region(&region, done).expect("a target region")
+                        }
                         other => other,
                     };
                 }
@@ -188,18 +216,6 @@ fn regions(spec: &model::image_version::ImageVersionSpec) -> Vec<Region> {
     spec.publishing.target_regions.iter().map(|target| target.region.clone()).collect()
 }
 
-fn content(storage: &Value) -> VersionContent {
-    let disk = |size: &Value| DiskContent {
-        manifest: ManifestRef::parse("m").expect("a reference"),
-        size_bytes: size.as_u64().unwrap_or(1) << 30,
-    };
-    let data = storage["dataDiskImages"].as_array().cloned().unwrap_or_default();
-    VersionContent {
-        os_disk: disk(&storage["osDiskImage"]["sizeInGB"]),
-        data_disks: data.iter().map(|data| (data["lun"].as_u64().unwrap_or(0) as u8, disk(&data["sizeInGB"]))).collect(),
-    }
-}
-
 fn resolve(template: &mut ImageTemplate, azure: &Value) {
     let properties = &azure["properties"];
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -213,9 +229,13 @@ fn resolve(template: &mut ImageTemplate, azure: &Value) {
             template.resolved.checksums.insert(uri, Sha256::parse(sum, "x").expect("a checksum"));
         }
     }
-    let identity = azure["identity"]["userAssignedIdentities"].as_object().and_then(|map| map.values().next().cloned());
+    let identity =
+        azure["identity"]["userAssignedIdentities"].as_object().and_then(|map| map.values().next().cloned());
     template.resolved.identity = identity.and_then(|identity| {
-        Some(ResolvedIdentity { principal_id: text(&identity["principalId"])?, client_id: text(&identity["clientId"])? })
+        Some(ResolvedIdentity {
+            principal_id: text(&identity["principalId"])?,
+            client_id: text(&identity["clientId"])?,
+        })
     });
 }
 
@@ -229,12 +249,23 @@ fn render(id: &ResourceId, held: &Held, extra: &Map<String, Value>) -> Value {
     }
 }
 
-/// The recorder replaced names and ids in paths but not in `uniqueName`; the date is the server's.
+/// Without what another server cannot match: the recorder replaced names and ids in paths but not in
+/// `uniqueName`, the date is the server's, and community names and encryption come later.
 fn masked(answer: &Value) -> Value {
     let mut answer = answer.clone();
     for pointer in ["/properties/identifier/uniqueName", "/properties/publishingProfile/publishedDate"] {
         if let Some(value) = answer.pointer_mut(pointer) {
             *value = Value::Null;
+        }
+    }
+    if let Some(Value::Object(info)) = answer.pointer_mut("/properties/sharingProfile/communityGalleryInfo") {
+        info.retain(|name, _| !matches!(name.as_str(), "communityGalleryEnabled" | "publicNames"));
+    }
+    let regions =
+        answer.pointer_mut("/properties/publishingProfile/targetRegions").and_then(Value::as_array_mut);
+    for region in regions.into_iter().flatten() {
+        if let Some(Value::Object(disk)) = region.pointer_mut("/encryption/osDiskImage") {
+            disk.remove("securityProfile");
         }
     }
     answer

@@ -1,8 +1,8 @@
 //! Rules that a template alone can break.
 
 use super::{
-    Customizer, CustomizerKind, Distributor, DistributorKind, ImageTemplateSpec, Placement, PowerShellScript, ProvisioningError,
-    ProvisioningErrorCode, ScriptBody, ValidatorKind,
+    Customizer, CustomizerKind, Distributor, DistributorKind, ImageTemplateSpec, Placement, PowerShellScript,
+    ProvisioningError, ProvisioningErrorCode, ScriptBody, ValidatorKind,
 };
 use crate::image_definition::OsType;
 use crate::violation::{Rule, Violation};
@@ -128,7 +128,9 @@ impl ImageTemplateSpec {
             if self.distribute[..index].iter().any(|other| other.run_output_name == *name) {
                 return Err(template(
                     &format!("{path}.runOutputName"),
-                    format!("The runOutputName '{name}' is used by two distribution targets. Give each its own name."),
+                    format!(
+                        "The runOutputName '{name}' is used by two distribution targets. Give each its own name."
+                    ),
                 ));
             }
             check_distributor(distributor, &path)?;
@@ -141,16 +143,25 @@ impl ImageTemplateSpec {
         if profile.os_disk_size_gib > OS_DISK_GIB_MAX {
             return Err(template(
                 "properties.vmProfile.osDiskSizeGB",
-                format!("osDiskSizeGB is {}. It must be at most {OS_DISK_GIB_MAX}.", profile.os_disk_size_gib),
+                format!(
+                    "osDiskSizeGB is {}. It must be at most {OS_DISK_GIB_MAX}.",
+                    profile.os_disk_size_gib
+                ),
             ));
         }
         let Some(network) = &profile.network else { return Ok(()) };
         let path = "properties.vmProfile.vnetConfig";
         if network.container_instance_subnet_id.is_some() && network.proxy_vm_size.is_some() {
-            return Err(template(path, "proxyVmSize must not be specified together with containerInstanceSubnetId.".into()));
+            return Err(template(
+                path,
+                "proxyVmSize must not be specified together with containerInstanceSubnetId.".into(),
+            ));
         }
         if network.container_instance_subnet_id.is_some() && network.subnet_id.is_none() {
-            return Err(template(path, "containerInstanceSubnetId needs subnetId, a subnet of the same virtual network.".into()));
+            return Err(template(
+                path,
+                "containerInstanceSubnetId needs subnetId, a subnet of the same virtual network.".into(),
+            ));
         }
         Ok(())
     }
@@ -208,10 +219,15 @@ fn check_powershell(script: &PowerShellScript, path: &str) -> Result<(), Violati
 
 fn check_file(source_uri: &str, destination: &str, path: &str) -> Result<(), Violation> {
     check_uri(source_uri, &format!("{path}.sourceUri"))?;
-    if destination.is_empty() || destination.len() > DESTINATION_BYTES_MAX || destination.chars().any(char::is_control) {
+    if destination.is_empty()
+        || destination.len() > DESTINATION_BYTES_MAX
+        || destination.chars().any(char::is_control)
+    {
         return Err(template(
             &format!("{path}.destination"),
-            format!("destination at {path} must be a full path of at most {DESTINATION_BYTES_MAX} bytes, without control characters."),
+            format!(
+                "destination at {path} must be a full path of at most {DESTINATION_BYTES_MAX} bytes, without control characters."
+            ),
         ));
     }
     Ok(())
@@ -227,16 +243,22 @@ fn check_uri(uri: &str, path: &str) -> Result<(), Violation> {
     }
     Err(template(
         path,
-        format!("{path} must be an absolute http or https address of at most {URI_BYTES_MAX} printable ASCII characters."),
+        format!(
+            "{path} must be an absolute http or https address of at most {URI_BYTES_MAX} printable ASCII characters."
+        ),
     ))
 }
 
 fn check_distributor(distributor: &Distributor, path: &str) -> Result<(), Violation> {
-    let DistributorKind::SharedImage { target, placement, versioning, .. } = &distributor.kind else { return Ok(()) };
+    let DistributorKind::SharedImage { target, placement, versioning, .. } = &distributor.kind else {
+        return Ok(());
+    };
     if target.version.is_some() && versioning.is_some() {
         return Err(template(
             &format!("{path}.versioning"),
-            format!("versioning at {path} can not be used when galleryImageId names a version. Leave one of them out."),
+            format!(
+                "versioning at {path} can not be used when galleryImageId names a version. Leave one of them out."
+            ),
         ));
     }
     if let Placement::TargetRegions(regions) = placement {
@@ -249,7 +271,10 @@ fn check_distributor(distributor: &Distributor, path: &str) -> Result<(), Violat
             }
             if !(1..=100).contains(&region.replica_count) {
                 let target = format!("{path}.targetRegions[{index}].replicaCount");
-                return Err(Violation { rule: Rule::Template, ..Violation::out_of_range(&target, region.replica_count.into(), 1, 100) });
+                return Err(Violation {
+                    rule: Rule::Template,
+                    ..Violation::out_of_range(&target, region.replica_count.into(), 1, 100)
+                });
             }
         }
     }
@@ -257,7 +282,11 @@ fn check_distributor(distributor: &Distributor, path: &str) -> Result<(), Violat
 }
 
 fn count(path: &str, count: usize, max: usize) -> Result<(), Violation> {
-    if count <= max { Ok(()) } else { Err(template(path, format!("{path} has {count} entries. At most {max} are allowed."))) }
+    if count <= max {
+        Ok(())
+    } else {
+        Err(template(path, format!("{path} has {count} entries. At most {max} are allowed.")))
+    }
 }
 
 fn template(target: &str, message: String) -> Violation {

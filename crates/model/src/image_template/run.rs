@@ -122,7 +122,12 @@ impl LastRun {
     ///
     /// # Errors
     /// When it has ended already.
-    pub fn finish(self, outcome: RunOutcome, message: &str, now: Timestamp) -> Result<Self, InvalidTransition> {
+    pub fn finish(
+        self,
+        outcome: RunOutcome,
+        message: &str,
+        now: Timestamp,
+    ) -> Result<Self, InvalidTransition> {
         match self {
             Self::Running { started, .. } | Self::Canceling { started, .. } => {
                 let excess = message.chars().count().saturating_sub(RUN_MESSAGE_CHARS_MAX);
@@ -178,9 +183,14 @@ mod tests {
         let run = LastRun::start(None, at(0)).unwrap().advance(RunStage::Building).unwrap();
         let run = run.advance(RunStage::Customizing).unwrap();
         assert!(run.clone().advance(RunStage::Queued).is_err());
-        assert_eq!(LastRun::start(Some(&run), at(1)).unwrap_err().to_string(), "cannot start a run that is Running");
+        assert_eq!(
+            LastRun::start(Some(&run), at(1)).unwrap_err().to_string(),
+            "cannot start a run that is Running"
+        );
         let ended = run.finish(RunOutcome::Failed, "exit status 3", at(9)).unwrap();
-        assert!(ended.clone().cancel().is_err() && ended.clone().finish(RunOutcome::Failed, "", at(10)).is_err());
+        assert!(
+            ended.clone().cancel().is_err() && ended.clone().finish(RunOutcome::Failed, "", at(10)).is_err()
+        );
         let again = LastRun::start(Some(&ended), at(11)).unwrap();
         assert_eq!(again.started(), at(11));
     }

@@ -147,7 +147,9 @@ fn validating_the_source_builds_nothing() {
     let plan = BuildPlan::new(&spec);
     assert_eq!(plan.subject, ValidationSubject::Source);
     assert!(plan.validates());
-    assert!(!plan.steps.iter().any(|step| matches!(step, Step::Boot | Step::Commit | Step::Customize { .. })));
+    assert!(
+        !plan.steps.iter().any(|step| matches!(step, Step::Boot | Step::Commit | Step::Customize { .. }))
+    );
 }
 
 #[test]
@@ -156,7 +158,8 @@ fn a_patch_keeps_every_distribution_target() {
     let patch = ImageTemplatePatch { distribute: Some(vec![shared("other")]), ..Default::default() };
     let error = template.patched_spec(patch).unwrap_err();
     assert!(error.message.starts_with("Deleting a distribution target is not allowed"));
-    let patch = ImageTemplatePatch { distribute: Some(vec![shared("out"), shared("other")]), ..Default::default() };
+    let patch =
+        ImageTemplatePatch { distribute: Some(vec![shared("out"), shared("other")]), ..Default::default() };
     assert_eq!(template.patched_spec(patch).unwrap().distribute.len(), 2);
 }
 

@@ -100,7 +100,12 @@ impl VersionState {
     ///
     /// # Errors
     /// Unless `Creating`.
-    pub fn stored(self, content: VersionContent, home: &Region, targets: &[Region]) -> Result<Self, InvalidTransition> {
+    pub fn stored(
+        self,
+        content: VersionContent,
+        home: &Region,
+        targets: &[Region],
+    ) -> Result<Self, InvalidTransition> {
         if self != Self::Creating {
             return Err(self.refuse("store the content of"));
         }
@@ -114,7 +119,9 @@ impl VersionState {
     /// Unless `Ready`, or `Failed` with content.
     pub fn retarget(self, targets: &[Region]) -> Result<Self, InvalidTransition> {
         let (content, before) = match self {
-            Self::Ready { content, regions } | Self::Failed { content: Some(content), regions, .. } => (content, regions),
+            Self::Ready { content, regions } | Self::Failed { content: Some(content), regions, .. } => {
+                (content, regions)
+            }
             other => return Err(other.refuse("change the regions of")),
         };
         let done = |region: &Region| before.get(region) == Some(&RegionReplication::Completed);
@@ -130,7 +137,9 @@ impl VersionState {
     pub fn region(self, region: &Region, progress: RegionReplication) -> Result<Self, InvalidTransition> {
         match self {
             Self::Replicating { content, mut regions, updating }
-                if regions.get(region).is_some_and(|known| *known != RegionReplication::Completed || progress == *known) =>
+                if regions
+                    .get(region)
+                    .is_some_and(|known| *known != RegionReplication::Completed || progress == *known) =>
             {
                 regions.insert(region.clone(), progress);
                 Ok(Self::Replicating { content, regions, updating }.settle())
@@ -169,7 +178,9 @@ impl VersionState {
     pub fn fail(self, failure: Failure) -> Result<Self, InvalidTransition> {
         match self {
             Self::Creating => Ok(Self::Failed { failure, content: None, regions: BTreeMap::new() }),
-            Self::Replicating { content, regions, .. } => Ok(Self::Failed { failure, content: Some(content), regions }),
+            Self::Replicating { content, regions, .. } => {
+                Ok(Self::Failed { failure, content: Some(content), regions })
+            }
             other => Err(other.refuse("fail")),
         }
     }
@@ -179,7 +190,9 @@ impl VersionState {
     pub fn delete(self) -> Self {
         match self {
             Self::Creating => Self::Deleting { content: None },
-            Self::Replicating { content, .. } | Self::Ready { content, .. } => Self::Deleting { content: Some(content) },
+            Self::Replicating { content, .. } | Self::Ready { content, .. } => {
+                Self::Deleting { content: Some(content) }
+            }
             Self::Failed { content, .. } | Self::Deleting { content } => Self::Deleting { content },
         }
     }
@@ -196,7 +209,9 @@ impl VersionState {
     /// Target regions and where they stand; empty before the bytes are stored.
     pub fn regions(&self) -> impl Iterator<Item = (&Region, &RegionReplication)> {
         let regions = match self {
-            Self::Replicating { regions, .. } | Self::Ready { regions, .. } | Self::Failed { regions, .. } => Some(regions),
+            Self::Replicating { regions, .. }
+            | Self::Ready { regions, .. }
+            | Self::Failed { regions, .. } => Some(regions),
             Self::Creating | Self::Deleting { .. } => None,
         };
         regions.into_iter().flatten()
@@ -268,7 +283,8 @@ mod tests {
         let state = two_regions();
         assert_eq!(state.aggregate(), AggregateReplication::InProgress);
         assert!(state.is_available_in(&region("eastus")) && !state.is_available_in(&region("westus")));
-        let state = state.region(&region("westus"), RegionReplication::Replicating { progress_percent: 40 }).unwrap();
+        let state =
+            state.region(&region("westus"), RegionReplication::Replicating { progress_percent: 40 }).unwrap();
         let state = state.region(&region("westus"), RegionReplication::Completed).unwrap();
         assert_eq!((state.name(), state.aggregate()), ("Succeeded", AggregateReplication::Completed));
         assert!(state.is_available_in(&region("westus")));
@@ -291,7 +307,11 @@ mod tests {
         let error = two_regions().retarget(&[]).unwrap_err();
         assert_eq!(error.to_string(), "cannot change the regions of an image version that is Creating");
         assert!(two_regions().region(&region("uksouth"), RegionReplication::Completed).is_err());
-        assert!(two_regions().region(&region("eastus"), RegionReplication::Failed { details: String::new() }).is_err());
+        assert!(
+            two_regions()
+                .region(&region("eastus"), RegionReplication::Failed { details: String::new() })
+                .is_err()
+        );
         assert!(two_regions().delete().fail(Failure::new("a", "b")).is_err());
     }
 

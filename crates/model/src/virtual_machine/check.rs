@@ -21,9 +21,39 @@ const USERNAME_CHARS_MAX: usize = 64;
 const OS_DISK_GIB_MAX: u32 = 4095;
 /// Names that Compute refuses for an administrator.
 const FORBIDDEN_USERNAMES: &[&str] = &[
-    "1", "123", "a", "actuser", "adm", "admin", "admin1", "admin2", "administrator", "aspnet", "backup", "console", "david",
-    "guest", "john", "owner", "root", "server", "sql", "support", "support_388945a0", "sys", "test", "test1", "test2", "test3",
-    "user", "user1", "user2", "user3", "user4", "user5", "video",
+    "1",
+    "123",
+    "a",
+    "actuser",
+    "adm",
+    "admin",
+    "admin1",
+    "admin2",
+    "administrator",
+    "aspnet",
+    "backup",
+    "console",
+    "david",
+    "guest",
+    "john",
+    "owner",
+    "root",
+    "server",
+    "sql",
+    "support",
+    "support_388945a0",
+    "sys",
+    "test",
+    "test1",
+    "test2",
+    "test3",
+    "user",
+    "user1",
+    "user2",
+    "user3",
+    "user4",
+    "user5",
+    "video",
 ];
 
 impl VmSpec {
@@ -49,12 +79,17 @@ impl VmSpec {
             }
         }
         if self.image.is_none() && self.os_disk.create_option == DiskCreateOption::FromImage {
-            return Err(parameter("imageReference", "Required parameter 'imageReference' is missing (null).".into()));
+            return Err(parameter(
+                "imageReference",
+                "Required parameter 'imageReference' is missing (null).".into(),
+            ));
         }
         if self.os_disk.size_gib.is_some_and(|gib| gib == 0 || gib > OS_DISK_GIB_MAX) {
             return Err(parameter(
                 "osDisk.diskSizeGB",
-                format!("The value of parameter osDisk.diskSizeGB is invalid. It must be between 1 and {OS_DISK_GIB_MAX}."),
+                format!(
+                    "The value of parameter osDisk.diskSizeGB is invalid. It must be between 1 and {OS_DISK_GIB_MAX}."
+                ),
             ));
         }
         for (target, data) in [("customData", &secrets.custom_data), ("userData", &secrets.user_data)] {
@@ -74,7 +109,9 @@ impl VmSpec {
             (OsState::Generalized, None) => {
                 Err(parameter("osProfile", "Required parameter 'osProfile' is missing (null)".into()))
             }
-            (OsState::Specialized, Some(_)) => Err(parameter("osProfile", "Parameter 'osProfile' is not allowed".into())),
+            (OsState::Specialized, Some(_)) => {
+                Err(parameter("osProfile", "Parameter 'osProfile' is not allowed".into()))
+            }
             _ => Ok(()),
         }
     }
@@ -84,7 +121,11 @@ impl OsProfile {
     fn check(&self) -> Result<(), Violation> {
         let name = &self.computer_name;
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        if name.is_empty() || name.len() > COMPUTER_NAME_CHARS_MAX || !name.chars().all(allowed) || name.ends_with(['-', '.']) {
+        if name.is_empty()
+            || name.len() > COMPUTER_NAME_CHARS_MAX
+            || !name.chars().all(allowed)
+            || name.ends_with(['-', '.'])
+        {
             return Err(parameter(
                 "computerName",
                 format!(
@@ -96,9 +137,9 @@ impl OsProfile {
         self.check_username()?;
         match &self.configuration {
             OsConfiguration::Linux(linux) => linux.check(self.has_password),
-            OsConfiguration::Windows(_) | OsConfiguration::Unspecified if !self.has_password => {
-                Err(parameter("adminPassword", "Required parameter 'adminPassword' is missing (null).".into()))
-            }
+            OsConfiguration::Windows(_) | OsConfiguration::Unspecified if !self.has_password => Err(
+                parameter("adminPassword", "Required parameter 'adminPassword' is missing (null).".into()),
+            ),
             OsConfiguration::Windows(_) | OsConfiguration::Unspecified => Ok(()),
         }
     }
@@ -106,7 +147,10 @@ impl OsProfile {
     fn check_username(&self) -> Result<(), Violation> {
         let name = &self.admin_username;
         if name.is_empty() {
-            return Err(parameter("adminUsername", "Required parameter 'adminUsername' is missing (null).".into()));
+            return Err(parameter(
+                "adminUsername",
+                "Required parameter 'adminUsername' is missing (null).".into(),
+            ));
         }
         if FORBIDDEN_USERNAMES.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden)) {
             return Err(parameter(
@@ -119,7 +163,11 @@ impl OsProfile {
         }
         let first = |c: char| c.is_ascii_alphabetic() || c == '_';
         let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.len() > USERNAME_CHARS_MAX || !name.starts_with(first) || !name.chars().all(rest) || name.ends_with('.') {
+        if name.len() > USERNAME_CHARS_MAX
+            || !name.starts_with(first)
+            || !name.chars().all(rest)
+            || name.ends_with('.')
+        {
             return Err(parameter(
                 "adminUsername",
                 format!(
@@ -148,11 +196,19 @@ impl LinuxConfiguration {
             ));
         }
         if !self.disable_password_authentication && !has_password {
-            return Err(parameter("adminPassword", "Required parameter 'adminPassword' is missing (null).".into()));
+            return Err(parameter(
+                "adminPassword",
+                "Required parameter 'adminPassword' is missing (null).".into(),
+            ));
         }
         if self.ssh_public_keys.len() > SSH_KEYS_MAX {
             let count = self.ssh_public_keys.len() as i64;
-            return Err(Violation::out_of_range("linuxConfiguration.ssh.publicKeys", count, 0, SSH_KEYS_MAX as i64));
+            return Err(Violation::out_of_range(
+                "linuxConfiguration.ssh.publicKeys",
+                count,
+                0,
+                SSH_KEYS_MAX as i64,
+            ));
         }
         for key in &self.ssh_public_keys {
             let one_line = !key.key_data.trim_end().contains(['\n', '\r', '\0']);
@@ -184,7 +240,7 @@ fn unknown_size(name: &str) -> Violation {
 fn check_base64(target: &str, text: &str) -> Result<(), Violation> {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();
-    let well_formed = text.len() % 4 == 0
+    let well_formed = text.len().is_multiple_of(4)
         && padding <= 2
         && digits.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'));
     if well_formed && text.len() <= CUSTOM_DATA_BASE64_BYTES_MAX {
@@ -257,9 +313,18 @@ mod tests {
 
     #[test]
     fn each_rule_has_its_message() {
-        assert!(refusal(|spec, _| spec.vm_size = "Huge".into()).starts_with("The value Huge provided for the VM size is not valid."));
-        assert!(refusal(|_, profile| profile.computer_name = "a b".into()).starts_with("Linux host name cannot exceed"));
-        assert!(refusal(|_, profile| profile.admin_username = "Root".into()).starts_with("The Admin Username specified is not allowed"));
+        assert!(
+            refusal(|spec, _| spec.vm_size = "Huge".into())
+                .starts_with("The value Huge provided for the VM size is not valid.")
+        );
+        assert!(
+            refusal(|_, profile| profile.computer_name = "a b".into())
+                .starts_with("Linux host name cannot exceed")
+        );
+        assert!(
+            refusal(|_, profile| profile.admin_username = "Root".into())
+                .starts_with("The Admin Username specified is not allowed")
+        );
         assert!(refusal(|_, profile| profile.admin_username = "a/b".into()).contains("is not valid"));
         assert!(
             refusal(|_, profile| profile.configuration = OsConfiguration::Linux(LinuxConfiguration {
@@ -285,7 +350,8 @@ mod tests {
 
     #[test]
     fn custom_data_is_bounded_base64_and_does_not_show() {
-        let mut secrets = VmSecrets { custom_data: Some(Secret::new("I2Nsb3VkLWNvbmZpZwo=".into())), ..Default::default() };
+        let mut secrets =
+            VmSecrets { custom_data: Some(Secret::new("I2Nsb3VkLWNvbmZpZwo=".into())), ..Default::default() };
         assert_eq!(spec().check(&secrets), Ok(()));
         assert!(!format!("{secrets:?}").contains("I2N"));
         for bad in ["not base64", "abc", "====", &"A".repeat(CUSTOM_DATA_BASE64_BYTES_MAX + 4)] {

@@ -150,10 +150,11 @@ impl Driver {
             self.refresh();
         }
         let full = self.send();
+        let left = !full && !self.shared.lock().is_drained();
         for arrival in std::mem::take(&mut self.arrivals) {
             self.arrival(arrival);
         }
-        Turn { busy: read == BATCH || (wanted_room && !full), full, delay }
+        Turn { busy: read == BATCH || left || (wanted_room && !full), full, delay }
     }
 
     /// Sends what QEMU takes; true if it has to read first.

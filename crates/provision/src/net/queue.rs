@@ -38,6 +38,10 @@ impl Queue {
         self.outgoing.len() < MAX_QUEUED_FRAMES
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
     pub(super) fn has_refused(&self) -> bool {
         self.refused
     }

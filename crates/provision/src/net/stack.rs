@@ -26,9 +26,14 @@ use crate::mac::MacAddress;
 pub(super) const MAX_GUEST_FLOWS: usize = 512;
 /// TCP connections from the host to the guest.
 pub(super) const MAX_HOST_FLOWS: usize = 64;
-/// Bytes that TCP buffers for each direction of a relayed connection, and of one to a service.
-const RELAY_BUFFER: usize = 256 << 10;
-const SERVICE_BUFFER: usize = 32 << 10;
+/// Bytes from the guest that TCP buffers for one connection: the largest window that needs no scaling. smoltcp 0.14 takes
+/// the *rounded* window that it last announced for the limit of what it accepts, so with scaling its limit moves back by
+/// a few bytes now and then, and a guest that fills the window loses its last segment and waits a second to repeat it.
+/// Between two processes of one host 64 KiB are enough for full speed.
+const RECEIVE_BUFFER: usize = 65_535;
+/// Bytes to the guest that TCP buffers, for a relayed connection and for one to a service.
+const RELAY_SEND_BUFFER: usize = 256 << 10;
+const SERVICE_SEND_BUFFER: usize = 32 << 10;
 /// How long nothing may pass before a connection is cut.
 const RELAY_IDLE: Duration = Duration::from_secs(30 * 60);
 const SERVICE_IDLE: Duration = Duration::from_secs(2 * 60);
@@ -272,11 +277,11 @@ impl Stack {
             _ => None,
         };
         if let Some(service) = service {
-            if let Some(handle) = self.open(key, bytes, SERVICE_BUFFER, SERVICE_IDLE) {
+            if let Some(handle) = self.open(key, bytes, SERVICE_SEND_BUFFER, SERVICE_IDLE) {
                 arrivals.push(Arrival::Service { handle, service });
             }
         } else if (*far.ip(), far.port()) == (WIRESERVER, DNS_PORT) {
-            if let Some(handle) = self.open(key, bytes, SERVICE_BUFFER, SERVICE_IDLE) {
+            if let Some(handle) = self.open(key, bytes, SERVICE_SEND_BUFFER, SERVICE_IDLE) {
                 arrivals.push(Arrival::DnsConnection { handle });
             }
         } else if self.is_ours(*far.ip()) {
@@ -322,10 +327,10 @@ impl Stack {
         &mut self,
         key: FlowKey,
         syn: &[u8],
-        buffer: usize,
+        send_buffer: usize,
         idle_limit: Duration,
     ) -> Option<SocketHandle> {
-        let mut socket = socket(buffer);
+        let mut socket = socket(send_buffer);
         let endpoint = IpListenEndpoint { addr: Some(IpAddress::Ipv4(*key.far.ip())), port: key.far.port() };
         socket.listen(endpoint).ok()?;
         let handle = self.sockets.add(socket);
@@ -347,7 +352,7 @@ impl Stack {
     /// The host has its connection: completes the guest's. `None` if the guest has given up.
     pub(super) fn accept(&mut self, key: FlowKey) -> Option<SocketHandle> {
         let syn = self.take_waiting(key)?;
-        self.open(key, &syn, RELAY_BUFFER, RELAY_IDLE)
+        self.open(key, &syn, RELAY_SEND_BUFFER, RELAY_IDLE)
     }
 
     /// The connection is refused, by the far end or by the policy.
@@ -392,7 +397,7 @@ impl Stack {
                 break key;
             }
         };
-        let mut socket = socket(RELAY_BUFFER);
+        let mut socket = socket(RELAY_SEND_BUFFER);
         let guest = IpEndpoint::new(IpAddress::Ipv4(self.guest_ip), guest_port);
         let local = IpListenEndpoint { addr: Some(IpAddress::Ipv4(self.gateway)), port: key.far.port() };
         socket
@@ -501,6 +506,11 @@ impl Stack {
         self.device.swap(empty);
     }
 
+    /// Whether no frame waits.
+    pub(super) fn is_drained(&self) -> bool {
+        self.device.is_empty()
+    }
+
     /// Whether a frame that is no socket's may be queued.
     pub(super) fn has_room(&self) -> bool {
         self.device.has_room()
@@ -518,9 +528,9 @@ impl Stack {
     }
 }
 
-fn socket(buffer: usize) -> tcp::Socket<'static> {
-    let ring = || tcp::SocketBuffer::new(vec![0; buffer]);
-    let mut socket = tcp::Socket::new(ring(), ring());
+fn socket(send_buffer: usize) -> tcp::Socket<'static> {
+    let ring = |len| tcp::SocketBuffer::new(vec![0; len]);
+    let mut socket = tcp::Socket::new(ring(RECEIVE_BUFFER), ring(send_buffer));
     // The program at the far end has decided already what belongs into one segment.
     socket.set_nagle_enabled(false);
     socket

@@ -55,11 +55,14 @@ impl Default for Timing {
     }
 }
 
+/// A function that runs one job.
+pub type Run = dyn Fn(JobKind, JobContext) -> BoxFuture<'static, Result<(), JobFailure>> + Send + Sync;
+
 /// What runs the jobs: [`super::handlers`], or a test's own.
 #[derive(Clone)]
 pub struct Handlers {
     /// Runs one job.
-    pub run: Arc<dyn Fn(JobKind, JobContext) -> BoxFuture<'static, Result<(), JobFailure>> + Send + Sync>,
+    pub run: Arc<Run>,
     /// Writes what a job that failed for good leaves behind.
     pub failed:
         for<'t, 'x> fn(&'t mut Tx<'x>, JobKind, &'t Job, &'t JobFailure) -> TxFuture<'t, (), StoreError>,

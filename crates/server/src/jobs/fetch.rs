@@ -1,1 +1,197 @@
-//! Fetches what templates name by URL.
+//! Fetches what templates name by URL, on a user's behalf: only from addresses that the network policy allows,
+//! asked at every connection and redirect, without a proxy, and with bounds on size, time and redirects.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures::StreamExt;
+use model::image_template::Sha256;
+use reqwest::header::LOCATION;
+use reqwest::{Client, Response, Url, redirect};
+use sha2::Digest;
+use tokio::io::AsyncWriteExt;
+use vmhost::{AllowEntry, NetPolicy, Outbound, host_addresses, resolve_allowed};
+
+use crate::http::error::chain;
+
+/// Most redirects that are followed.
+const REDIRECTS_MAX: usize = 5;
+/// How often a fetch is tried that fails for a reason that may pass.
+const ATTEMPTS: u32 = 3;
+/// Before the second attempt; doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Until the server is connected to.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence of the server.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// One attempt as a whole, redirects included.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// Why something could not be fetched. Addresses are shown without their query, which may hold a secret.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// Asking again gives the same answer.
+    #[error("'{shown}' cannot be fetched: {reason}")]
+    Refused {
+        /// The address without secrets.
+        shown: String,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// The network or the other side.
+    #[error("'{shown}' could not be fetched in {ATTEMPTS} attempts: {reason}; check that this server can reach the address")]
+    Unreachable {
+        /// The address without secrets.
+        shown: String,
+        /// Cause.
+        reason: String,
+    },
+    /// The file cannot be written here.
+    #[error("the fetched file cannot be stored: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What was fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    /// Length in bytes.
+    pub(crate) bytes: u64,
+    /// Digest of the content.
+    pub(crate) sha256: Sha256,
+}
+
+/// One attempt's failure.
+enum Attempt {
+    Refused(String),
+    Passing(String),
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for Attempt {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Fetches `url` (http or https) into the file `path`, which is replaced. At most `bytes_max` bytes.
+///
+/// # Errors
+/// [`FetchError`]; the file may then be there in part.
+pub(crate) async fn fetch_to_file(
+    outbound: &Outbound,
+    url: &str,
+    path: &Path,
+    bytes_max: u64,
+) -> Result<Fetched, FetchError> {
+    let shown = shown(url);
+    let mut pause = RETRY_PAUSE;
+    let mut attempt = 1;
+    loop {
+        let tried = tokio::time::timeout(ATTEMPT_TIMEOUT, once(outbound, url, path, bytes_max)).await;
+        let tried = tried.unwrap_or_else(|_| {
+            Err(Attempt::Passing(format!("it took more than {} s", ATTEMPT_TIMEOUT.as_secs())))
+        });
+        match tried {
+            Ok(fetched) => return Ok(fetched),
+            Err(Attempt::Io(error)) => return Err(error.into()),
+            Err(Attempt::Refused(reason)) => return Err(FetchError::Refused { shown, reason }),
+            Err(Attempt::Passing(reason)) if attempt == ATTEMPTS => {
+                return Err(FetchError::Unreachable { shown, reason });
+            }
+            Err(Attempt::Passing(_)) => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+                attempt += 1;
+            }
+        }
+    }
+}
+
+async fn once(outbound: &Outbound, url: &str, path: &Path, bytes_max: u64) -> Result<Fetched, Attempt> {
+    let response = request(outbound, url).await?;
+    let too_large = || Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched"));
+    if response.content_length().is_some_and(|length| length > bytes_max) {
+        return Err(too_large());
+    }
+    let mut file = tokio::fs::File::create(path).await?;
+    let (mut hash, mut bytes) = (sha2::Sha256::new(), 0u64);
+    let mut body = response.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| Attempt::Passing(chain(&error.without_url())))?;
+        bytes += chunk.len() as u64;
+        if bytes > bytes_max {
+            return Err(too_large());
+        }
+        hash.update(&chunk);
+        file.write_all(&chunk).await?;
+    }
+    file.sync_all().await?;
+    Ok(Fetched { bytes, sha256: Sha256::new(hash.finalize().into()) })
+}
+
+/// Sends GET, and follows redirects itself: each goes to a host that the policy must allow.
+async fn request(outbound: &Outbound, url: &str) -> Result<Response, Attempt> {
+    let policy = policy(outbound)?;
+    let own = host_addresses()?;
+    let mut url = Url::parse(url).map_err(|error| Attempt::Refused(format!("it is no URL: {error}")))?;
+    for _ in 0..=REDIRECTS_MAX {
+        let response = hop(&policy, &own, &url).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        if !status.is_redirection() {
+            let reason = format!("the server answered {status}");
+            let passing = status.is_server_error() || status.as_u16() == 429;
+            return Err(if passing { Attempt::Passing(reason) } else { Attempt::Refused(reason) });
+        }
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let next = location.and_then(|location| url.join(location).ok());
+        let next = next.ok_or_else(|| Attempt::Refused(format!("the server answered {status} without a usable Location")))?;
+        if url.scheme() == "https" && next.scheme() != "https" {
+            return Err(Attempt::Refused("it redirects from https to an address that is not encrypted".to_owned()));
+        }
+        url = next;
+    }
+    Err(Attempt::Refused(format!("it redirects more than {REDIRECTS_MAX} times")))
+}
+
+async fn hop(policy: &NetPolicy, own: &[std::net::IpAddr], url: &Url) -> Result<Response, Attempt> {
+    let refused = |reason: String| Attempt::Refused(reason);
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refused(format!("'{}' is not http or https", url.scheme())));
+    }
+    let host = url.host_str().ok_or_else(|| refused("it has no host".to_owned()))?;
+    let port = url.port_or_known_default().ok_or_else(|| refused("it has no port".to_owned()))?;
+    let allowed = resolve_allowed(policy, own, host, port).await.map_err(|error| refused(chain(&error)))?;
+    let client = Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .resolve_to_addrs(host, &allowed)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .build()
+        .map_err(|error| refused(chain(&error)))?;
+    client.get(url.clone()).send().await.map_err(|error| Attempt::Passing(chain(&error.without_url())))
+}
+
+fn policy(outbound: &Outbound) -> Result<NetPolicy, Attempt> {
+    let entries = outbound.allow.iter().map(|entry| entry.parse::<AllowEntry>());
+    let allow = entries.collect::<Result<_, _>>().map_err(|error| {
+        Attempt::Refused(format!("the configuration key 'network.allow' is wrong: {error}"))
+    })?;
+    Ok(NetPolicy { allow, deny_all_outbound: false })
+}
+
+/// An address as messages show it: without user, password, query and fragment.
+pub(crate) fn shown(url: &str) -> String {
+    let Ok(mut url) = Url::parse(url) else { return "(no URL)".to_owned() };
+    url.set_query(None);
+    url.set_fragment(None);
+    // Both fail only for addresses that cannot have them.
+    let _none: (Result<(), ()>, Result<(), ()>) = (url.set_username(""), url.set_password(None));
+    url.to_string()
+}
+
+#[cfg(test)]
+mod tests;

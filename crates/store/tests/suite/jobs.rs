@@ -9,7 +9,9 @@ use store::{Claim, Job, JobEnd, JobState, NewJob, Store, StoreError};
 use crate::support::Bed;
 
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_millis(50);
+/// Long enough that a busy machine comes to the next statement within it.
+const SHORT: Duration = Duration::from_secs(1);
+const MARGIN: Duration = Duration::from_millis(50);
 
 async fn enqueue(store: &Store, n: u32, delay: Duration) -> String {
     store
@@ -79,7 +81,7 @@ pub(crate) async fn a_stale_fence_changes_nothing(bed: Bed) {
     let id = enqueue(&store, 1, Duration::ZERO).await;
     let paused = claim(&store, "paused", SHORT).await.expect("claim");
     assert_eq!(claim(&store, "eager", LONG).await.map(|c| c.job.id), None, "the lease still holds");
-    tokio::time::sleep(SHORT * 3).await;
+    tokio::time::sleep(SHORT + MARGIN).await;
     let taken = claim(&store, "eager", LONG).await.expect("the lease ran out");
     assert_eq!(
         (taken.job.id.as_str(), taken.lost, taken.fence, taken.job.attempts),
@@ -117,13 +119,14 @@ pub(crate) async fn a_stale_fence_changes_nothing(bed: Bed) {
 }
 
 pub(crate) async fn a_lease_that_is_kept_is_not_lost(bed: Bed) {
+    const LEASE: Duration = Duration::from_secs(1);
     let store = bed.store().await;
     let id = enqueue(&store, 1, Duration::ZERO).await;
-    let held = claim(&store, "a", Duration::from_millis(300)).await.expect("claim");
+    let held = claim(&store, "a", LEASE).await.expect("claim");
     for step in 0..6 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(LEASE / 4).await;
         let progress = (step == 1).then(|| json!({"step": "boot"}));
-        let beat = store.heartbeat(&id, held.fence, Duration::from_millis(300), progress.as_ref()).await;
+        let beat = store.heartbeat(&id, held.fence, LEASE, progress.as_ref()).await;
         assert!(!beat.expect("held").cancel_requested);
         assert!(claim(&store, "b", LONG).await.is_none(), "step {step}");
     }
@@ -157,7 +160,7 @@ pub(crate) async fn retry_delay_and_cancel(bed: Bed) {
     let unfinished = store.read(|tx| Box::pin(async { tx.unfinished_jobs("/subscriptions/s").await })).await;
     assert_eq!(unfinished.expect("jobs").len(), 1);
     assert!(claim(&store, "a", LONG).await.is_none());
-    tokio::time::sleep(SHORT * 2).await;
+    tokio::time::sleep(SHORT + MARGIN).await;
     let second = claim(&store, "a", LONG).await.expect("due");
     assert_eq!((second.lost, second.job.attempts, second.fence), (false, 2, 2));
 }
@@ -166,7 +169,7 @@ pub(crate) async fn a_committed_job_wakes_workers(bed: Bed) {
     let store = bed.store().await;
     let added = store.job_added();
     tokio::pin!(added);
-    let quiet = tokio::time::timeout(SHORT, &mut added).await;
+    let quiet = tokio::time::timeout(MARGIN, &mut added).await;
     assert!(quiet.is_err(), "nothing was added");
     enqueue(&store, 1, Duration::ZERO).await;
     tokio::time::timeout(LONG, added).await.expect("woken");

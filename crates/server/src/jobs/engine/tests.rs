@@ -10,7 +10,7 @@ use crate::auth::{Clients, SigningKeys};
 use crate::{Config, Endpoint, Shared, jobs};
 
 const TIMING: Timing = Timing {
-    lease: Duration::from_millis(400),
+    lease: Duration::from_secs(5),
     heartbeat: Duration::from_millis(50),
     poll: Duration::from_millis(20),
     retry: Duration::from_millis(10),
