@@ -44,7 +44,8 @@ const DONE: &str = "TINTYPE-DEPROVISIONED";
 /// Runs the deprovisioning in the guest, which then powers itself off: the builder's account is gone, so
 /// nobody could log in to say it.
 pub(crate) async fn deprovision(session: &SshSession, events: &Events) -> Result<(), BuildError> {
-    let script = format!("{}\necho {DONE}\nsystemctl --no-block poweroff\n", SCRIPT.replace("BUILDER", BUILDER));
+    let script =
+        format!("{}\necho {DONE}\nsystemctl --no-block poweroff\n", SCRIPT.replace("BUILDER", BUILDER));
     let command = "sudo -n sh -c \"$(cat)\"";
     let output = session
         .exec(command, script.as_bytes(), async |line| events.line(Stream::Customization, line).await)

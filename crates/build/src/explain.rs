@@ -68,9 +68,7 @@ impl Plan {
             }
         }
         match self.steps.len().cmp(&last.steps.len()) {
-            std::cmp::Ordering::Greater => {
-                Some(format!("customizer {} is new", last.steps.len() + 1))
-            }
+            std::cmp::Ordering::Greater => Some(format!("customizer {} is new", last.steps.len() + 1)),
             std::cmp::Ordering::Less => Some(format!("customizer {} is gone", self.steps.len() + 1)),
             std::cmp::Ordering::Equal => None,
         }

@@ -66,6 +66,7 @@ pub(crate) async fn after_resume(session: &SshSession) -> Result<(), BuildError>
     if output.exit_status == Some(0) {
         return Ok(());
     }
-    let reason = format!("clock and randomness could not be set after the resume: {}", output.last_lines.join("; "));
+    let reason =
+        format!("clock and randomness could not be set after the resume: {}", output.last_lines.join("; "));
     Err(BuildError::Boot { reason })
 }

@@ -249,7 +249,11 @@ pub(crate) async fn run_step(
             let put = session.exec(&put, script, async |_| {}).await?;
             if put.exit_status == Some(0) {
                 // A script with an interpreter line is executed, any other text is given to sh.
-                let run = if script.starts_with(b"#!") { SCRIPT_PATH.to_owned() } else { format!("sh {SCRIPT_PATH}") };
+                let run = if script.starts_with(b"#!") {
+                    SCRIPT_PATH.to_owned()
+                } else {
+                    format!("sh {SCRIPT_PATH}")
+                };
                 session.exec(&format!("{run}; s=$?; rm -f {SCRIPT_PATH}; exit $s"), &[], on_line).await?
             } else {
                 put

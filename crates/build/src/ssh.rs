@@ -122,12 +122,7 @@ impl SshSession {
     ///
     /// # Errors
     /// [`SshError::Silent`] after `limit`; [`SshError::Vm`] at once when the VM has ended.
-    pub async fn connect(
-        vm: &VmHandle,
-        user: &str,
-        key: &SshKey,
-        limit: Duration,
-    ) -> Result<Self, SshError> {
+    pub async fn connect(vm: &VmHandle, user: &str, key: &SshKey, limit: Duration) -> Result<Self, SshError> {
         let started = Instant::now();
         let private = Arc::new(key.private()?);
         let mut last = "none".to_owned();

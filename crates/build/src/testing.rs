@@ -7,7 +7,8 @@ pub(crate) fn identity() -> VmIdentity {
     VmIdentity {
         vm_id: uuid::Uuid::nil(),
         name: "vm".into(),
-        resource_id: "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm".into(),
+        resource_id: "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm"
+            .into(),
         subscription_id: "s".into(),
         resource_group: "g".into(),
         location: "local".into(),

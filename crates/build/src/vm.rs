@@ -85,9 +85,10 @@ impl BuildVm {
             memory_mib: request.memory_mib,
             accelerator: host.accelerator,
             outbound: host.outbound.clone(),
-            resume: snapshot
-                .filter(|_| resume)
-                .map(|snapshot| ResumeFrom { state: snapshot.state.clone(), key: snapshot.entry.state_key.clone() }),
+            resume: snapshot.filter(|_| resume).map(|snapshot| ResumeFrom {
+                state: snapshot.state.clone(),
+                key: snapshot.entry.state_key.clone(),
+            }),
         };
         let vm = VmHandle::spawn(&host.program, dir, &spec).await?;
         let alive = vm.keep_alive().await?;
@@ -98,8 +99,9 @@ impl BuildVm {
             session
         } else {
             ready(&vm, snapshot.is_some()).await?;
-            let session =
-                SshSession::connect(&vm, BUILDER, &key, SSH_TIMEOUT).await.map_err(|error| boot(&vm, error))?;
+            let session = SshSession::connect(&vm, BUILDER, &key, SSH_TIMEOUT)
+                .await
+                .map_err(|error| boot(&vm, error))?;
             guest_setup::wait_for_boot(&session).await?;
             session
         };
@@ -134,12 +136,12 @@ async fn ready(vm: &VmHandle, provisioned_before: bool) -> Result<(), BuildError
         return Ok(running(vm).await?);
     }
     let outcome = vm
-        .wait_for("the guest agent's report that provisioning is done", READY_TIMEOUT, |status| {
-            match &status.provisioning {
-                Provisioning::Ready { .. } => Some(Ok(())),
-                Provisioning::Failed { text } => Some(Err(text.clone())),
-                Provisioning::Silent | Provisioning::InProgress { .. } => None,
-            }
+        .wait_for("the guest agent's report that provisioning is done", READY_TIMEOUT, |status| match &status
+            .provisioning
+        {
+            Provisioning::Ready { .. } => Some(Ok(())),
+            Provisioning::Failed { text } => Some(Err(text.clone())),
+            Provisioning::Silent | Provisioning::InProgress { .. } => None,
         })
         .await
         .map_err(|error| boot(vm, error))?;

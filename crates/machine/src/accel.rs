@@ -49,7 +49,18 @@ async fn trial_boot(dir: &Path, accel: &str, deadline: Duration) -> Result<bool,
     let disk = dir.join(format!("probe-{accel}-{}.raw", std::process::id()));
     std::fs::write(&disk, probe_disk()).map_err(MachineError::io("write the KVM probe's disk"))?;
     let child = Command::new(QEMU_SYSTEM)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "64", "-M", "q35", "-accel", accel])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-m",
+            "64",
+            "-M",
+            "q35",
+            "-accel",
+            accel,
+        ])
         .arg("-drive")
         .arg(format!("if=none,id=d,format=raw,readonly=on,file={}", disk.display()))
         .args(["-device", "virtio-blk-pci,drive=d", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"])

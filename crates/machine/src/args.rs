@@ -17,7 +17,8 @@ const TCG_BUFFER_MIB: u32 = 256;
 const NBD_RECONNECT_S: u32 = 300;
 
 /// The chassis tag by which guest agents recognise Azure (PROTOCOL.md, section 5).
-const AZURE_CHASSIS: &str = "type=3,manufacturer=Microsoft Corporation,asset=7783-7084-3265-9085-8269-3286-77";
+const AZURE_CHASSIS: &str =
+    "type=3,manufacturer=Microsoft Corporation,asset=7783-7084-3265-9085-8269-3286-77";
 /// With no hypervisor bit this makes systemd see `microsoft`, which Debian's waagent unit asks for.
 const AZURE_SYSTEM: &str =
     "type=1,manufacturer=Microsoft Corporation,product=Virtual Machine,version=Hyper-V UEFI Release v4.1";
@@ -62,7 +63,8 @@ pub(crate) fn arguments(spec: &MachineSpec) -> Vec<String> {
                "remote": {"type": "unix", "path": spec.net.stack}}),
     );
     args.pair("-device", &format!("virtio-net-pci,id=nic0,netdev=net0,romfile=,mac={}", spec.mac));
-    args.pair("-object", "rng-random,id=rng0,filename=/dev/urandom").pair("-device", "virtio-rng-pci,rng=rng0");
+    args.pair("-object", "rng-random,id=rng0,filename=/dev/urandom")
+        .pair("-device", "virtio-rng-pci,rng=rng0");
     args.pair("-chardev", &format!("file,id=serial0,append=on,path={}", escape(&spec.serial_log)));
     args.pair("-serial", "chardev:serial0");
     args.pair("-chardev", &format!("socket,id=qmp0,server=on,wait=off,path={}", escape(&spec.qmp_socket)));
@@ -91,7 +93,9 @@ fn disk(args: &mut Args, spec: &MachineSpec) {
     // A full host disk pauses the guest instead of corrupting its file system.
     args.pair(
         "-device",
-        &format!("virtio-blk-pci,id=osdisk,drive={TOP_NODE},bootindex=1,write-cache=on,werror=stop,rerror=stop"),
+        &format!(
+            "virtio-blk-pci,id=osdisk,drive={TOP_NODE},bootindex=1,write-cache=on,werror=stop,rerror=stop"
+        ),
     );
 }
 

@@ -204,7 +204,8 @@ impl Machine {
             // QEMU closes its end only when the migration has ended in some way.
             drop(self.qmp.execute("migrate_cancel", json!({})).await);
         }
-        let written = writer.await.map_err(|_| MachineError::State { reason: "its writer panicked".into() })?;
+        let written =
+            writer.await.map_err(|_| MachineError::State { reason: "its writer panicked".into() })?;
         let result = migrated.and(written.map_err(MachineError::io("write the saved machine state")));
         if result.is_err() {
             drop(std::fs::remove_file(path));

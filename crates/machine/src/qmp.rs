@@ -45,7 +45,8 @@ pub(crate) struct Qmp {
 impl Qmp {
     /// Connects, reads the greeting and leaves capability negotiation.
     pub(crate) async fn connect(socket: &Path) -> Result<Self, MachineError> {
-        let stream = UnixStream::connect(socket).await.map_err(MachineError::io("connect to QEMU's QMP socket"))?;
+        let stream =
+            UnixStream::connect(socket).await.map_err(MachineError::io("connect to QEMU's QMP socket"))?;
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let greeting = read_line(&mut reader).await.map_err(MachineError::io("read QEMU's greeting"))?;
@@ -107,7 +108,10 @@ impl Qmp {
             Ok(Err(_)) => Err(broken()),
             Err(_) => {
                 self.lock_pending().remove(&id);
-                Err(MachineError::Timeout { what: format!("QEMU's answer to {command}"), after: ANSWER_TIMEOUT })
+                Err(MachineError::Timeout {
+                    what: format!("QEMU's answer to {command}"),
+                    after: ANSWER_TIMEOUT,
+                })
             }
         }
     }
@@ -168,5 +172,9 @@ async fn send_with_fd(writer: &OwnedWriteHalf, bytes: &[u8], fd: BorrowedFd<'_>)
         })
         .await?;
     // A command is shorter than any socket buffer; a partial write means that the connection is in trouble.
-    if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("QEMU's QMP socket took part of a command")) }
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(io::Error::other("QEMU's QMP socket took part of a command"))
+    }
 }

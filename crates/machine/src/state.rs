@@ -102,7 +102,8 @@ pub(crate) fn open(mut from: impl Read, mut to: impl Write, key: &StateKey) -> R
                 (&*plain, true)
             }
         };
-        let chunk = zstd::bulk::decompress(plain, CHUNK_BYTES).map_err(|_| bad("a frame does not decompress"))?;
+        let chunk =
+            zstd::bulk::decompress(plain, CHUNK_BYTES).map_err(|_| bad("a frame does not decompress"))?;
         to.write_all(&chunk).map_err(MachineError::io("hand a saved state to QEMU"))?;
         if last {
             return to.flush().map_err(MachineError::io("hand a saved state to QEMU"));

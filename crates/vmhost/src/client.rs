@@ -81,7 +81,13 @@ impl VmHandle {
             .open(dir.join("vmhost.log"))
             .map_err(fail("open the VM's log"))?;
         let mut command = std::process::Command::new(program);
-        command.arg("vmhost").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        command
+            .arg("vmhost")
+            .arg(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0);
         let mut child =
             tokio::process::Command::from(command).spawn().map_err(fail("start the VM's process"))?;
         let handle = Self { dir: dir.to_owned() };

@@ -128,7 +128,12 @@ impl Control {
     }
 }
 
-async fn accept(listener: UnixListener, parts: Arc<Parts>, served: TaskTracker, accepting: CancellationToken) {
+async fn accept(
+    listener: UnixListener,
+    parts: Arc<Parts>,
+    served: TaskTracker,
+    accepting: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {

@@ -101,8 +101,7 @@ async fn start(
     if !spec.overlay.exists() {
         machine::create_overlay(&spec.overlay, spec.disk_bytes).await.map_err(|error| error.to_string())?;
     }
-    let machine =
-        Machine::launch(&machine_spec(spec, media)).await.map_err(|error| error.to_string())?;
+    let machine = Machine::launch(&machine_spec(spec, media)).await.map_err(|error| error.to_string())?;
     control.set_machine(Arc::clone(&machine));
     if let Some(resume) = &spec.resume {
         machine.load_state(&resume.state, &resume.key).await.map_err(|error| error.to_string())?;
@@ -114,7 +113,8 @@ async fn start(
 /// Serves the base image on a Unix socket for QEMU.
 async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), String> {
     let base = &spec.base;
-    let fail = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {}: {error}", base.manifest);
+    let fail =
+        |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {}: {error}", base.manifest);
     let location = base.store.parse().map_err(|error| fail("parse the store location of", &error))?;
     let store = content::Store::open_read_only(&location)
         .await
@@ -125,9 +125,14 @@ async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), Stri
     let image =
         store.open_image(&manifest, Arc::new(cache)).await.map_err(|error| fail("open image", &error))?;
     if spec.disk_bytes < image.size() {
-        return Err(format!("the disk ({} bytes) is smaller than its image ({})", spec.disk_bytes, image.size()));
+        return Err(format!(
+            "the disk ({} bytes) is smaller than its image ({})",
+            spec.disk_bytes,
+            image.size()
+        ));
     }
-    let export = content::nbd::Export::bind(Path::new(NBD_SOCKET)).map_err(|error| fail("export image", &error))?;
+    let export =
+        content::nbd::Export::bind(Path::new(NBD_SOCKET)).map_err(|error| fail("export image", &error))?;
     tokio::spawn(export.serve(image, stop.clone()));
     Ok(())
 }
@@ -236,22 +241,17 @@ fn how_it_ended(ended: RunState, powered_off: bool) -> Ended {
 fn note(status: &mut VmStatus, event: GuestEvent) {
     tracing::info!(?event, "guest");
     match event {
-        GuestEvent::Provisioning { text } => {
-            if status.provisioning == Provisioning::Silent {
-                status.provisioning = Provisioning::InProgress { text };
-            }
+        GuestEvent::Provisioning { text } if status.provisioning == Provisioning::Silent => {
+            status.provisioning = Provisioning::InProgress { text };
         }
-        GuestEvent::Ready => {
-            if !matches!(status.provisioning, Provisioning::Ready { .. }) {
-                status.provisioning = Provisioning::Ready { at: Utc::now() };
-            }
+        // Two agents in one image both report: the first report counts.
+        GuestEvent::Ready if !matches!(status.provisioning, Provisioning::Ready { .. }) => {
+            status.provisioning = Provisioning::Ready { at: Utc::now() };
         }
         GuestEvent::ProvisioningFailed { text } => status.provisioning = Provisioning::Failed { text },
         GuestEvent::AgentStatus(agent) => status.agent = Some(agent),
-        GuestEvent::OutboundDenied { destination, reason } => {
-            if status.outbound_denied.len() < DENIED_MAX {
-                status.outbound_denied.push(format!("{destination}: {reason}"));
-            }
+        GuestEvent::OutboundDenied { destination, reason } if status.outbound_denied.len() < DENIED_MAX => {
+            status.outbound_denied.push(format!("{destination}: {reason}"));
         }
         // Logged above; nothing else follows from them.
         _ => {}

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// The catalogue that is part of the program; configuration may add folders.
-const BUILT_IN: &[(&str, &str)] =
-    &[("catalog/debian.toml", include_str!("../../../../catalog/debian.toml"))];
+const BUILT_IN: &[(&str, &str)] = &[("catalog/debian.toml", include_str!("../../../../catalog/debian.toml"))];
 
 /// Why a catalogue cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -180,9 +179,7 @@ impl PlatformImage {
             Recipe::Bootstrap(recipe) if !(2..=1023).contains(&recipe.disk_gib) => {
                 Err(format!("disk_gib {} is not between 2 and 1023", recipe.disk_gib))
             }
-            Recipe::Download(recipe)
-                if recipe.sha256.len() != 64 || hex::decode(&recipe.sha256).is_err() =>
-            {
+            Recipe::Download(recipe) if recipe.sha256.len() != 64 || hex::decode(&recipe.sha256).is_err() => {
                 Err("sha256 is not 64 hexadecimal digits".to_owned())
             }
             Recipe::Bootstrap(_) | Recipe::Download(_) => Ok(()),

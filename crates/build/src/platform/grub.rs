@@ -35,7 +35,8 @@ pub(super) fn embed(disk: &File, boot: &[u8], core: &[u8]) -> io::Result<()> {
     first[DRIVE_CHECK_AT..DRIVE_CHECK_AT + 2].copy_from_slice(&[0x90, 0x90]);
     let mut core = core.to_vec();
     core.resize(core.len().next_multiple_of(sector), 0);
-    let rest = u16::try_from(core.len() / sector - 1).map_err(|_| invalid("GRUB's core image is too large"))?;
+    let rest =
+        u16::try_from(core.len() / sector - 1).map_err(|_| invalid("GRUB's core image is too large"))?;
     core[BLOCK_LIST_AT..BLOCK_LIST_AT + 8].copy_from_slice(&(lba + 1).to_le_bytes());
     core[BLOCK_LIST_AT + 8..BLOCK_LIST_AT + 10].copy_from_slice(&rest.to_le_bytes());
     core[BLOCK_LIST_AT + 10..BLOCK_LIST_AT + 12].copy_from_slice(&CORE_SEGMENT.to_le_bytes());

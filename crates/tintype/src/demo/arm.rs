@@ -65,7 +65,12 @@ impl Arm {
             .send()
             .await?;
         let token: Token = answer.error_for_status().context("the token endpoint refused")?.json().await?;
-        Ok(Self { http, url: url.to_owned(), token: token.access_token, subscription: credentials.subscription_id })
+        Ok(Self {
+            http,
+            url: url.to_owned(),
+            token: token.access_token,
+            subscription: credentials.subscription_id,
+        })
     }
 
     /// Id of a resource group.

@@ -17,7 +17,8 @@ pub(super) const USER: &str = "azureuser";
 
 const SSH_TIMEOUT: Duration = Duration::from_secs(240);
 /// Cloud-init writes this from the custom data.
-const CUSTOM_DATA: &str = "#cloud-config\nwrite_files:\n  - path: /etc/custom-data-was-here\n    content: yes\n";
+const CUSTOM_DATA: &str =
+    "#cloud-config\nwrite_files:\n  - path: /etc/custom-data-was-here\n    content: yes\n";
 /// What is asked of the guest in one login, one answer a line.
 const PROOF: &str = "hostname; id -un; cat /etc/custom-data-was-here; echo; cat /etc/motd; \
                      cat /var/www/html/index.html; systemctl is-active nginx";

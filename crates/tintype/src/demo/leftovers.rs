@@ -43,7 +43,8 @@ pub(super) fn count_files(dir: &Path) -> anyhow::Result<usize> {
         }
         let socket = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
         let disk = path.extension().is_some_and(|ending| ending == "qcow2" || ending == "raw");
-        let working = ["runs", "vms", "staging", "scratch"].iter().any(|name| path.starts_with(data.join(name)));
+        let working =
+            ["runs", "vms", "staging", "scratch"].iter().any(|name| path.starts_with(data.join(name)));
         if socket || disk || working {
             eprintln!("left over: {}", path.display());
             left += 1;

@@ -213,7 +213,8 @@ async fn build(arm: &Arm, report: &Report, scene: &Scene, name: &str) -> anyhow:
     following.stop();
     ran.with_context(|| format!("the build of template '{name}' failed"))?;
     let seconds = started.elapsed().as_secs_f64();
-    let runs = arm.get(&format!("/tintype/runs?template={}", arm::percent_encode(&template)), COMPUTE).await?;
+    let runs =
+        arm.get(&format!("/tintype/runs?template={}", arm::percent_encode(&template)), COMPUTE).await?;
     Ok(Run { seconds, report: runs["value"][0]["report"].clone() })
 }
 

@@ -70,7 +70,9 @@ impl Scene {
     pub(super) fn stored_bytes(&self) -> anyhow::Result<u64> {
         super::leftovers::files(&self.dir.join("regions"))?
             .iter()
-            .map(|path| Ok(path.metadata().with_context(|| format!("cannot look at {}", path.display()))?.len()))
+            .map(|path| {
+                Ok(path.metadata().with_context(|| format!("cannot look at {}", path.display()))?.len())
+            })
             .sum()
     }
 
@@ -89,7 +91,8 @@ impl Scene {
     pub(super) fn template_body(&self, asks: Asks) -> anyhow::Result<Value> {
         let [publisher, offer, sku] = PLATFORM_IMAGE;
         let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let identity = format!("{}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/builder", self.group);
+        let identity =
+            format!("{}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/builder", self.group);
         let tags = match asks {
             Asks::Nothing => json!({}),
             Asks::UnchangedSteps => json!({"tintype-reuse": "unchanged-steps"}),

@@ -35,10 +35,7 @@ impl ScriptServer {
 
     /// Adds a file and gives its URL.
     pub(super) fn serve(&self, name: &str, content: &[u8]) -> String {
-        self.files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.to_owned(), content.to_owned());
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), content.to_owned());
         format!("http://{}/{name}", self.address)
     }
 }
