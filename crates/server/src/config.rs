@@ -76,6 +76,8 @@ pub struct Limits {
     pub token_lifetime: Duration,
     /// How long shutdown waits for requests and jobs.
     pub shutdown_timeout: Duration,
+    /// How long a VM's guest may take to report ready (`limits.provisioning_timeout_s`).
+    pub provisioning_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -87,6 +89,8 @@ impl Default for Limits {
             jobs: 8,
             token_lifetime: Duration::from_secs(3600),
             shutdown_timeout: Duration::from_secs(20),
+            // Azure's own limit for Linux.
+            provisioning_timeout: Duration::from_secs(20 * 60),
         }
     }
 }
@@ -164,6 +168,7 @@ struct FileLimits {
     jobs: Option<usize>,
     token_lifetime_s: Option<u64>,
     shutdown_timeout_s: Option<u64>,
+    provisioning_timeout_s: Option<u64>,
 }
 
 impl Config {
@@ -249,7 +254,8 @@ impl Config {
         in_range("limits.request_timeout_s", limits.request_timeout.as_secs(), 1, 3600)?;
         in_range("limits.jobs", limits.jobs as u64, 1, 1024)?;
         in_range("limits.token_lifetime_s", limits.token_lifetime.as_secs(), 60, 86_400)?;
-        in_range("limits.shutdown_timeout_s", limits.shutdown_timeout.as_secs(), 0, 3600)
+        in_range("limits.shutdown_timeout_s", limits.shutdown_timeout.as_secs(), 0, 3600)?;
+        in_range("limits.provisioning_timeout_s", limits.provisioning_timeout.as_secs(), 1, 86_400)
     }
 
     /// Address of the database.
@@ -296,6 +302,7 @@ impl File {
         limits.request_timeout = seconds(file.request_timeout_s, limits.request_timeout);
         limits.token_lifetime = seconds(file.token_lifetime_s, limits.token_lifetime);
         limits.shutdown_timeout = seconds(file.shutdown_timeout_s, limits.shutdown_timeout);
+        limits.provisioning_timeout = seconds(file.provisioning_timeout_s, limits.provisioning_timeout);
         Ok(config)
     }
 }

@@ -97,6 +97,7 @@ pub struct Server {
     stop: CancellationToken,
     connections: TaskTracker,
     listener: tokio::task::JoinHandle<()>,
+    machines: tokio::task::JoinHandle<()>,
     engine: Engine,
     _lock: std::fs::File,
 }
@@ -129,10 +130,12 @@ impl Server {
         let fabric = fabric::Fabric::new(&config)?;
         let state = AppState::new(Shared { config, store, fabric, endpoint, keys, clients });
         reconcile::runs::undo_left_behind(&state).await?;
+        reconcile::virtual_machines::remove_strays(&state).await?;
         let app = http::front::app(&state);
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let max = state.config.limits.connections;
         let served = http::serve::serve(listener, tls.config, app, max, stop.clone(), connections.clone());
+        let machines = tokio::spawn(reconcile::virtual_machines::follow(state.clone(), stop.clone()));
         let engine = Engine::start(state.clone(), jobs::handlers(), jobs::engine::Timing::default());
         tracing::info!(%addr, url = state.endpoint.url(), "serving");
         Ok(Server {
@@ -144,6 +147,7 @@ impl Server {
             stop,
             connections,
             listener: tokio::spawn(served),
+            machines,
             engine,
             _lock: lock,
         })
@@ -156,6 +160,9 @@ impl Server {
         self.stop.cancel();
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener panicked");
+        }
+        if let Err(error) = self.machines.await {
+            tracing::error!(%error, "what looks after the virtual machines panicked");
         }
         self.connections.close();
         let (idle, ()) = tokio::join!(within(limit, self.connections.wait()), self.engine.stop(limit));

@@ -99,6 +99,8 @@ pub(super) struct Stack {
     device: Queue,
     table: HashMap<FlowKey, FlowState>,
     flows: HashMap<SocketHandle, Flow>,
+    /// Connections whose end waits for what was written before it.
+    finishing: Vec<SocketHandle>,
     next_local_port: u16,
     connected: bool,
     closed: bool,
@@ -138,6 +140,7 @@ impl Stack {
             device,
             table: HashMap::new(),
             flows: HashMap::new(),
+            finishing: Vec::new(),
             next_local_port: FIRST_LOCAL_PORT,
             connected: false,
             closed: false,
@@ -414,9 +417,36 @@ impl Stack {
         }
     }
 
+    /// Ends our side once the guest has everything that was written.
+    ///
+    /// Not at once, because smoltcp 0.14 takes a window update in LAST-ACK for a duplicate and drops it: a guest that
+    /// has closed first, and reads slowly, would get the rest by one probe a second.
+    pub(super) fn finish(&mut self, handle: SocketHandle) {
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        // The guest's own end is acknowledged at once, or the socket might be gone before.
+        socket.set_ack_delay(None);
+        if socket.send_queue() == 0 {
+            socket.close();
+        } else {
+            self.finishing.push(handle);
+        }
+    }
+
+    fn finish_drained(&mut self) {
+        self.finishing.retain(|handle| {
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(*handle);
+            // What was reset has lost its queue, too.
+            let drained = socket.send_queue() == 0 || !socket.is_open();
+            if drained {
+                socket.close();
+            }
+            !drained
+        });
+    }
+
     /// Nobody reads or writes this connection any more. It ends by itself; its handle must not be used again.
     pub(super) fn release(&mut self, handle: SocketHandle) {
-        self.sockets.get_mut::<tcp::Socket<'_>>(handle).close();
+        self.finish(handle);
         if let Some(flow) = self.flows.get_mut(&handle) {
             flow.released = Some(self.now);
         }
@@ -442,6 +472,7 @@ impl Stack {
     }
 
     fn remove(&mut self, handle: SocketHandle) {
+        self.finishing.retain(|finishing| *finishing != handle);
         self.sockets.remove(handle);
         if let Some(flow) = self.flows.remove(&handle)
             && matches!(self.table.get(&flow.key), Some(FlowState::Open(open)) if *open == handle)
@@ -480,6 +511,7 @@ impl Stack {
         let now = self.stack_now();
         self.device.forget_refusal();
         self.interface.poll_maintenance(now);
+        self.finish_drained();
         // Each pass lets every socket send one segment, which shares the queue fairly.
         while self.interface.poll_egress(now, &mut self.device, &mut self.sockets)
             != smoltcp::iface::PollResult::None

@@ -62,12 +62,13 @@ impl Shared {
 pub struct GuestStream {
     shared: Arc<Shared>,
     handle: SocketHandle,
+    finished: bool,
 }
 
 impl GuestStream {
     /// `handle` must be open in the stack and in no other stream.
     pub(super) fn new(shared: Arc<Shared>, handle: SocketHandle) -> Self {
-        Self { shared, handle }
+        Self { shared, handle, finished: false }
     }
 
     pub(super) async fn connect(shared: Arc<Shared>, port: u16) -> io::Result<Self> {
@@ -105,12 +106,8 @@ impl GuestStream {
 
     /// Ends the connection with a reset. Further reads and writes fail.
     pub fn abort(&self) {
-        self.with(|socket| socket.abort());
+        self.shared.lock().sockets.get_mut::<tcp::Socket<'_>>(self.handle).abort();
         self.shared.wake.notify_one();
-    }
-
-    fn with<R>(&self, f: impl FnOnce(&mut tcp::Socket<'static>) -> R) -> R {
-        f(self.shared.lock().sockets.get_mut(self.handle))
     }
 }
 
@@ -157,6 +154,9 @@ impl AsyncRead for GuestStream {
 
 impl AsyncWrite for GuestStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.finished {
+            return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
+        }
         let mut stack = self.shared.lock();
         let socket = stack.sockets.get_mut::<tcp::Socket<'static>>(self.handle);
         if socket.can_send() {
@@ -181,9 +181,12 @@ impl AsyncWrite for GuestStream {
     }
 
     /// Sends what is buffered, then the end. Reading goes on.
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(tcp::Socket::close);
-        self.shared.wake.notify_one();
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.finished {
+            self.finished = true;
+            self.shared.lock().finish(self.handle);
+            self.shared.wake.notify_one();
+        }
         Poll::Ready(Ok(()))
     }
 }

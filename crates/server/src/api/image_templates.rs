@@ -61,7 +61,11 @@ async fn put(
     version.check(&IMAGE_TEMPLATES, body["location"].as_str().unwrap_or_default())?;
     let Parsed { data: spec, extra } = arm::image_template::parse(body, &version)?;
     check_offered(&state, &spec)?;
-    let group = format!("/subscriptions/{}/resourceGroups/{}", state.config.subscription_id, path.value("resourcegroups")?);
+    let group = format!(
+        "/subscriptions/{}/resourceGroups/{}",
+        state.config.subscription_id,
+        path.value("resourcegroups")?
+    );
     let id = format!("{group}/providers/{}/{name}", IMAGE_TEMPLATES.as_str());
     let (document, operation) = state
         .store
@@ -123,7 +127,8 @@ async fn list(State(state): State<AppState>, path: ArmPath, query: Query) -> Res
         limit: PAGE_ITEMS,
         ..Filter::default()
     };
-    let group_id = group.map(|name| format!("/subscriptions/{}/resourceGroups/{name}", state.config.subscription_id));
+    let group_id =
+        group.map(|name| format!("/subscriptions/{}/resourceGroups/{name}", state.config.subscription_id));
     let listing = state
         .store
         .read(|tx| {
@@ -278,7 +283,8 @@ pub(crate) async fn begin_run(
     let operation = begin_operation(tx, document, "imageTemplates.run").await?;
     let payload = run_image_template::Payload { template: document.id.clone() };
     jobs::enqueue(tx, JobKind::RunImageTemplate, &payload, &document.id, Some(&operation.id)).await?;
-    let entry = RunEntry { run_id: operation.id.clone(), reuse: run_image_template::asks_reuse(&document.data.spec) };
+    let entry =
+        RunEntry { run_id: operation.id.clone(), reuse: run_image_template::asks_reuse(&document.data.spec) };
     runs::remember(tx, &document.key, entry).await?;
     Ok(operation)
 }

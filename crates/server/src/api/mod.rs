@@ -75,6 +75,9 @@ pub(crate) async fn begin_delete(
     tx: &mut Tx<'_>,
     document: &mut Document<Value>,
 ) -> Result<Begun, StoreError> {
+    if document.ty == virtual_machines::TYPE {
+        return virtual_machines::begin_delete(tx, &document.key).await;
+    }
     tx.delete(&document.key).await?;
     Ok(Begun::Deleted)
 }

@@ -146,7 +146,10 @@ async fn log(
     let after = match query.get("after") {
         None => 0,
         Some(text) => text.parse::<i64>().ok().filter(|after| *after >= 0).ok_or_else(|| {
-            ArmError::invalid_parameter("after", "after must be the number of the last chunk that was read, or 0.")
+            ArmError::invalid_parameter(
+                "after",
+                "after must be the number of the last chunk that was read, or 0.",
+            )
         })?,
     };
     let (chunks, ended) = look(&state, &run, after).await?;
@@ -157,7 +160,8 @@ async fn log(
     if streams {
         return Ok(stream(state, run, after));
     }
-    let chunks: Vec<Value> = chunks.iter().map(|chunk| json!({ "seq": chunk.seq, "text": text(chunk) })).collect();
+    let chunks: Vec<Value> =
+        chunks.iter().map(|chunk| json!({ "seq": chunk.seq, "text": text(chunk) })).collect();
     Ok(Json(json!({ "chunks": chunks, "ended": ended })).into_response())
 }
 
@@ -199,7 +203,9 @@ fn stream(state: AppState, run: String, after: i64) -> Response {
         let (state, run, mut after) = at?;
         loop {
             match look(&state, &run, after).await {
-                Ok((_, true)) => return Some((Ok::<_, Infallible>(Bytes::from_static(b"event: end\ndata:\n\n")), None)),
+                Ok((_, true)) => {
+                    return Some((Ok::<_, Infallible>(Bytes::from_static(b"event: end\ndata:\n\n")), None));
+                }
                 Ok((chunks, false)) if chunks.is_empty() => tokio::time::sleep(STREAM_PAUSE).await,
                 Ok((chunks, false)) => {
                     let events: String = chunks.iter().map(event).collect();

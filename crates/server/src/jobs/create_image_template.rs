@@ -9,6 +9,7 @@
 mod references;
 mod staging;
 
+use futures::future::BoxFuture;
 use model::image_template::{ImageTemplate, ProvisioningError, ProvisioningErrorCode, ResolvedTemplate};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -50,9 +51,15 @@ fn refuse(code: ProvisioningErrorCode, message: impl Into<String>) -> Stop {
     Stop::Refused(ProvisioningError { code, message: message.into() })
 }
 
-pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
+/// Boxed: the compiler cannot see through so many borrowing futures at once that they are `Send`.
+pub(super) fn run(context: JobContext) -> BoxFuture<'static, Result<(), JobFailure>> {
+    Box::pin(create(context))
+}
+
+async fn create(context: JobContext) -> Result<(), JobFailure> {
     let Payload { template } = context.payload()?;
-    let found = context.state.store.read(|tx| Box::pin(async { tx.get::<ImageTemplate>(&template).await })).await?;
+    let found =
+        context.state.store.read(|tx| Box::pin(async { tx.get::<ImageTemplate>(&template).await })).await?;
     let Some(document) = found.filter(|document| document.data.provisioning.is_busy()) else { return Ok(()) };
     let work = prepare(&context, &document);
     let prepared = tokio::select! {
@@ -82,7 +89,11 @@ async fn prepare(context: &JobContext, document: &Document<ImageTemplate>) -> Re
     Ok(resolved)
 }
 
-async fn succeed(context: &JobContext, template: &str, resolved: &ResolvedTemplate) -> Result<(), JobFailure> {
+async fn succeed(
+    context: &JobContext,
+    template: &str,
+    resolved: &ResolvedTemplate,
+) -> Result<(), JobFailure> {
     let written: Result<(), StoreError> = context
         .state
         .store
@@ -149,6 +160,7 @@ async fn write_failed(
 
 pub(super) async fn failed(tx: &mut Tx<'_>, job: &Job, failure: &JobFailure) -> Result<(), StoreError> {
     let Some(template) = &job.resource_key else { return Ok(()) };
-    let error = ProvisioningError { code: ProvisioningErrorCode::ServerError, message: failure.message.clone() };
+    let error =
+        ProvisioningError { code: ProvisioningErrorCode::ServerError, message: failure.message.clone() };
     write_failed(tx, template, error).await.map(|_| ())
 }

@@ -27,8 +27,7 @@ use store::{Document, Job, OperationEnd, StoreError, Tx};
 use vmhost::{Ended, Phase, Provisioning, VmError, VmHandle, VmStatus};
 
 pub(crate) use agent::agent_report;
-pub(crate) use image::{check as check_image, resolve_failure};
-pub(crate) use spec::os_disk_name;
+pub(crate) use image::check as check_image;
 
 use super::context::{FailureKind, JobContext, JobFailure};
 use crate::api::column_state;
@@ -100,7 +99,10 @@ async fn launch(
         && before.os_disk != source.image.os_disk
         && let Ok(manifest) = before.os_disk.manifest.as_str().parse()
     {
-        store.remove_ref(&manifest, &reference).await.map_err(|error| internal("let go of an image", &error))?;
+        store
+            .remove_ref(&manifest, &reference)
+            .await
+            .map_err(|error| internal("let go of an image", &error))?;
     }
     let secrets = secrets::read(dir).map_err(|error| internal("read the VM's secrets", &error))?;
     let accelerator = fabric.accelerator().await.map_err(|error| internal("use QEMU", &error))?;
@@ -119,9 +121,10 @@ async fn launch(
     .await?;
     context.report(json!({ "step": "start" }));
     VmHandle::spawn(fabric.program(), dir, &spec).await.map_err(|error| match error {
-        VmError::Ended(ended) => {
-            JobFailure::permanent("InternalExecutionError", format!("The virtual machine could not be started: {ended}."))
-        }
+        VmError::Ended(ended) => JobFailure::permanent(
+            "InternalExecutionError",
+            format!("The virtual machine could not be started: {ended}."),
+        ),
         other => internal("start the virtual machine", &other),
     })
 }
@@ -184,7 +187,9 @@ fn over(name: &str, ended: &Ended, handle: &VmHandle) -> JobFailure {
         Ended::StartFailed { .. } | Ended::QemuFailed { .. } | Ended::Lost => "InternalExecutionError",
         Ended::GuestPoweredOff | Ended::PoweredOff | Ended::LeaseExpired => "OSProvisioningInternalError",
     };
-    let message = format!("VM '{name}' ended before its guest reported ready: {ended}. The end of its console:\n{console}");
+    let message = format!(
+        "VM '{name}' ended before its guest reported ready: {ended}. The end of its console:\n{console}"
+    );
     JobFailure::permanent(code, message)
 }
 
@@ -199,9 +204,10 @@ async fn finish(context: &JobContext, id: &str, status: Option<&VmStatus>) -> Re
                 let mut document = find(tx, id).await?;
                 let now = tx.now().await?;
                 document.data.agent = status.and_then(agent_report);
-                document.data = document.data.clone().provisioned(now).map_err(|refusal| {
-                    JobFailure::permanent("InternalServerError", refusal.to_string())
-                })?;
+                document.data =
+                    document.data.clone().provisioned(now).map_err(|refusal| {
+                        JobFailure::permanent("InternalServerError", refusal.to_string())
+                    })?;
                 document.state = column_state(&document.data.provisioning);
                 tx.update(&mut document).await?;
                 context.finish_in(tx, &end).await?;

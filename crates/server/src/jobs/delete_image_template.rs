@@ -1,6 +1,7 @@
 //! Deletes a template with its run outputs, its runs' logs and its staging group. A group that the user made
 //! beforehand stays; only what the service put into it goes.
 
+use futures::future::BoxFuture;
 use model::ProvisioningState;
 use model::image_template::{ImageTemplate, ProvisioningError, ProvisioningErrorCode};
 use model::resource_group::ResourceGroup;
@@ -22,9 +23,15 @@ pub(crate) struct Payload {
     pub(crate) template: String,
 }
 
-pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
+/// Boxed: the compiler cannot see through so many borrowing futures at once that they are `Send`.
+pub(super) fn run(context: JobContext) -> BoxFuture<'static, Result<(), JobFailure>> {
+    Box::pin(delete(context))
+}
+
+async fn delete(context: JobContext) -> Result<(), JobFailure> {
     let Payload { template } = context.payload()?;
-    let found = context.state.store.read(|tx| Box::pin(async { tx.get::<ImageTemplate>(&template).await })).await?;
+    let found =
+        context.state.store.read(|tx| Box::pin(async { tx.get::<ImageTemplate>(&template).await })).await?;
     let group = found.and_then(|document| document.data.resolved.staging_resource_group);
     if let Some(group) = &group {
         let dir = context.state.fabric.staging_dir(&group_name(group));
@@ -71,7 +78,8 @@ async fn remove(
 /// Deletes the staging group, or takes the service's tags off one that was there before.
 async fn release(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, group: &str) -> Result<(), StoreError> {
     let Some(mut group) = tx.get::<ResourceGroup>(group).await? else { return Ok(()) };
-    let owned = group.data.spec.managed_by.as_deref().is_some_and(|owner| owner.eq_ignore_ascii_case(&document.id));
+    let owned =
+        group.data.spec.managed_by.as_deref().is_some_and(|owner| owner.eq_ignore_ascii_case(&document.id));
     if owned {
         return match tx.delete(&group.key).await {
             // Somebody put something into it: it is theirs now.
@@ -79,7 +87,12 @@ async fn release(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, group: &st
             other => other,
         };
     }
-    let kept = group.data.spec.tags.iter().filter(|(tag, _)| !OWN_TAGS.iter().any(|own| own.eq_ignore_ascii_case(tag)));
+    let kept = group
+        .data
+        .spec
+        .tags
+        .iter()
+        .filter(|(tag, _)| !OWN_TAGS.iter().any(|own| own.eq_ignore_ascii_case(tag)));
     let kept = kept.map(|(tag, value)| (tag.to_owned(), value.to_owned())).collect();
     // Fewer of valid tags are valid.
     if let Ok(tags) = model::Tags::new(kept) {
@@ -93,7 +106,8 @@ async fn release(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, group: &st
 pub(super) async fn failed(tx: &mut Tx<'_>, job: &Job, failure: &JobFailure) -> Result<(), StoreError> {
     let Some(template) = &job.resource_key else { return Ok(()) };
     let Some(mut document) = tx.get::<ImageTemplate>(template).await? else { return Ok(()) };
-    let error = ProvisioningError { code: ProvisioningErrorCode::ServerError, message: failure.message.clone() };
+    let error =
+        ProvisioningError { code: ProvisioningErrorCode::ServerError, message: failure.message.clone() };
     document.data.provisioning = ProvisioningState::Failed(error);
     save(tx, &mut document).await
 }

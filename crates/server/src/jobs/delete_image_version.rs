@@ -76,7 +76,7 @@ async fn alone(context: &JobContext, version: &str) -> Result<Option<Document<Im
             .read(|tx| {
                 Box::pin(async {
                     let jobs = tx.unfinished_jobs(version).await?;
-                    let others = jobs.iter().filter(|job| job.id != context.job.id).count();
+                    let others = jobs.iter().filter(|job| job.kind != context.job.kind).count();
                     Ok::<_, StoreError>((others, tx.get::<ImageVersion>(version).await?))
                 })
             })

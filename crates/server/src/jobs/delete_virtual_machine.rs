@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use model::{Failure, ProvisioningState};
 use model::virtual_machine::VirtualMachine;
+use model::{Failure, ProvisioningState};
 use serde::{Deserialize, Serialize};
 use store::{Job, OperationEnd, StoreError, Tx};
 use vmhost::VmHandle;
@@ -29,11 +29,8 @@ pub(crate) struct Payload {
 pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     let Payload { vm: id } = context.payload()?;
     wait_for_creation(&context, &id).await?;
-    let found = context
-        .state
-        .store
-        .read(|tx| Box::pin(async { tx.get::<VirtualMachine>(&id).await }))
-        .await?;
+    let found =
+        context.state.store.read(|tx| Box::pin(async { tx.get::<VirtualMachine>(&id).await })).await?;
     let Some(document) = found else { return Ok(()) };
     remove(&context.state, &document.data).await?;
     context
@@ -61,14 +58,18 @@ async fn wait_for_creation(context: &JobContext, id: &str) -> Result<(), JobFail
             return Ok(());
         }
         if tokio::time::Instant::now() >= until || context.stopping.is_cancelled() {
-            return Err(JobFailure::transient("InternalServerError", "the VM's creation is still being stopped"));
+            return Err(JobFailure::transient(
+                "InternalServerError",
+                "the VM's creation is still being stopped",
+            ));
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
 async fn remove(state: &AppState, vm: &VirtualMachine) -> Result<(), JobFailure> {
-    let transient = |error: &dyn std::error::Error| JobFailure::transient("InternalServerError", chain(error));
+    let transient =
+        |error: &dyn std::error::Error| JobFailure::transient("InternalServerError", chain(error));
     let dir = state.fabric.vm_dir(vm.vm_id);
     if dir.exists() {
         VmHandle::attach(&dir).power_off().await.map_err(|error| transient(&error))?;

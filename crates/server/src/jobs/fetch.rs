@@ -39,7 +39,9 @@ pub(crate) enum FetchError {
         reason: String,
     },
     /// The network or the other side.
-    #[error("'{shown}' could not be fetched in {ATTEMPTS} attempts: {reason}; check that this server can reach the address")]
+    #[error(
+        "'{shown}' could not be fetched in {ATTEMPTS} attempts: {reason}; check that this server can reach the address"
+    )]
     Unreachable {
         /// The address without secrets.
         shown: String,
@@ -109,7 +111,8 @@ pub(crate) async fn fetch_to_file(
 
 async fn once(outbound: &Outbound, url: &str, path: &Path, bytes_max: u64) -> Result<Fetched, Attempt> {
     let response = request(outbound, url).await?;
-    let too_large = || Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched"));
+    let too_large =
+        || Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched"));
     if response.content_length().is_some_and(|length| length > bytes_max) {
         return Err(too_large());
     }
@@ -147,9 +150,13 @@ async fn request(outbound: &Outbound, url: &str) -> Result<Response, Attempt> {
         }
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
         let next = location.and_then(|location| url.join(location).ok());
-        let next = next.ok_or_else(|| Attempt::Refused(format!("the server answered {status} without a usable Location")))?;
+        let next = next.ok_or_else(|| {
+            Attempt::Refused(format!("the server answered {status} without a usable Location"))
+        })?;
         if url.scheme() == "https" && next.scheme() != "https" {
-            return Err(Attempt::Refused("it redirects from https to an address that is not encrypted".to_owned()));
+            return Err(Attempt::Refused(
+                "it redirects from https to an address that is not encrypted".to_owned(),
+            ));
         }
         url = next;
     }

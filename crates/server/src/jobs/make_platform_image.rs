@@ -109,7 +109,9 @@ pub(crate) async fn ensure_platform_image(
             .map_err(|error| chain(&error))?;
         ended(state, &operation.id).await?;
     }
-    Err(format!("The platform image {publisher}:{offer}:{sku} did not come to region '{region}': other regions kept asking for it; try again."))
+    Err(format!(
+        "The platform image {publisher}:{offer}:{sku} did not come to region '{region}': other regions kept asking for it; try again."
+    ))
 }
 
 /// The image's entry of the catalogue, if it has this version.
@@ -124,8 +126,11 @@ pub(crate) async fn check_available<'s>(
     version: &str,
 ) -> Result<&'s PlatformImage, String> {
     let Some(image) = state.fabric.catalog().find(publisher, offer, sku) else {
-        let shown: String =
-            format!("{publisher}:{offer}:{sku}:{version}").chars().filter(|c| !c.is_control()).take(300).collect();
+        let shown: String = format!("{publisher}:{offer}:{sku}:{version}")
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(300)
+            .collect();
         return Err(format!(
             "The platform image '{shown}' is not available. Verify that all fields in the storage profile are correct; \
              the catalogue of this service lists what there is."
@@ -142,7 +147,8 @@ pub(crate) async fn check_available<'s>(
 /// The database's own.
 pub(crate) async fn available_version(state: &AppState, image: &PlatformImage) -> Result<String, StoreError> {
     let record = read_record(state, &image.recipe_digest()).await?;
-    Ok(record.map_or_else(|| format!("{}.{}", image.version, today(state)), |record| record.version_of(image)))
+    Ok(record
+        .map_or_else(|| format!("{}.{}", image.version, today(state)), |record| record.version_of(image)))
 }
 
 fn today(state: &AppState) -> String {
@@ -174,7 +180,8 @@ async fn ended(state: &AppState, operation: &str) -> Result<(), String> {
             Some(OperationState::InProgress) => tokio::time::sleep(PAUSE).await,
             Some(OperationState::Ended { end: OperationEnd::Succeeded(_), .. }) => return Ok(()),
             Some(OperationState::Ended {
-                end: OperationEnd::Failed(error) | OperationEnd::Canceled(error), ..
+                end: OperationEnd::Failed(error) | OperationEnd::Canceled(error),
+                ..
             }) => return Err(error["message"].as_str().unwrap_or_default().to_owned()),
             None => return Err(format!("operation {operation} is gone")),
         }
@@ -328,14 +335,22 @@ async fn make(
     log: &RunLog,
 ) -> Result<Record, JobFailure> {
     let PlatformImage { publisher, offer, sku, .. } = image;
-    log.line(&format!("making {publisher}:{offer}:{sku} for region '{region}', attempt {}", context.job.attempts));
+    log.line(&format!(
+        "making {publisher}:{offer}:{sku} for region '{region}', attempt {}",
+        context.job.attempts
+    ));
     context.report(json!({ "step": "make" }));
     remove(scratch).await.map_err(transient)?;
     let disk = match &image.recipe {
-        Recipe::Bootstrap(recipe) => bootstrap(recipe, scratch, |line| log.line(line)).await.map_err(|error| {
-            // Tools that are missing or fail do so again at once; a mirror that is away shows in their output.
-            JobFailure::permanent("PlatformImageFailed", format!("The image could not be made: {}", chain(&error)))
-        })?,
+        Recipe::Bootstrap(recipe) => {
+            bootstrap(recipe, scratch, |line| log.line(line)).await.map_err(|error| {
+                // Tools that are missing or fail do so again at once; a mirror that is away shows in their output.
+                JobFailure::permanent(
+                    "PlatformImageFailed",
+                    format!("The image could not be made: {}", chain(&error)),
+                )
+            })?
+        }
         Recipe::Download(recipe) => download::fetch_disk(&context.state, recipe, scratch, log).await?,
     };
     log.line("storing the disk");

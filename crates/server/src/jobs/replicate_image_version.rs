@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use content::ManifestId;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use model::image_version::{ImageVersion, RegionReplication, VersionContent, VersionState};
 use model::{Failure, ManifestRef, Region};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ const REGIONS_AT_A_TIME: usize = 4;
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the job is tried before a region that cannot be filled is given up.
 const REGION_ATTEMPTS_MAX: u32 = 4;
+/// Azure's code for it, as the model writes it too.
+const CODE: &str = "GalleryImageReplicationFailed";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Payload {
@@ -92,7 +95,7 @@ pub(super) async fn bring_everywhere(
         record(context, &work.version, Change::Nothing).await?;
         return Ok(());
     }
-    let source = source(&context.state, &work).await?;
+    let source = source(context, &work).await?;
     fill_all(context, &work, &source).await
 }
 
@@ -161,7 +164,16 @@ async fn drop_regions(context: &JobContext, work: &Work) -> Result<(), JobFailur
 }
 
 /// Removes a version's references in a region's store. A region that is not configured any more has nothing of ours.
-pub(super) async fn release(
+pub(super) fn release<'a>(
+    state: &'a AppState,
+    region: &'a str,
+    manifests: &'a [ManifestId],
+    version: &'a str,
+) -> BoxFuture<'a, Result<(), FillError>> {
+    Box::pin(release_in(state, region, manifests, version))
+}
+
+async fn release_in(
     state: &AppState,
     region: &str,
     manifests: &[ManifestId],
@@ -202,11 +214,11 @@ impl FillError {
 }
 
 /// The first store that has every disk.
-async fn source(state: &AppState, work: &Work) -> Result<content::Store, JobFailure> {
+async fn source(context: &JobContext, work: &Work) -> Result<content::Store, JobFailure> {
     let mut reasons = Vec::new();
     for region in &work.sources {
         let complete = async {
-            let store = state.fabric.store(region).await?;
+            let store = context.state.fabric.store(region).await?;
             for manifest in &work.manifests {
                 if !store.has_manifest(manifest).await? {
                     return Ok(None);
@@ -225,7 +237,10 @@ async fn source(state: &AppState, work: &Work) -> Result<content::Store, JobFail
         work.version,
         reasons.join("; ")
     );
-    Err(JobFailure::transient("GalleryImageReplicationFailed", message))
+    match context.job.attempts >= REGION_ATTEMPTS_MAX {
+        true => Err(JobFailure::permanent(CODE, message)),
+        false => Err(JobFailure::transient(CODE, message)),
+    }
 }
 
 /// How far each region is, in percent; written by the copying tasks, read by the reports.
@@ -233,23 +248,25 @@ type Percents = BTreeMap<Region, Arc<AtomicU8>>;
 
 async fn fill_all(context: &JobContext, work: &Work, source: &content::Store) -> Result<(), JobFailure> {
     let percents: Percents = work.missing.iter().map(|region| (region.clone(), Arc::default())).collect();
-    let tasks = percents.iter().map(|(region, percent)| {
-        let percent = percent.clone();
-        async move { (region, fill(&context.state, work, source, region, &percent).await) }
-    });
+    let mut tasks: Vec<BoxFuture<'_, (&Region, Result<u64, FillError>)>> = Vec::new();
+    for (region, percent) in &percents {
+        tasks.push(Box::pin(async move { (region, fill(&context.state, work, source, region, percent).await) }));
+    }
     let mut filling = futures::stream::iter(tasks).buffer_unordered(REGIONS_AT_A_TIME);
     let mut reports = tokio::time::interval(REPORT_INTERVAL);
     let mut later: Option<JobFailure> = None;
     loop {
+        // In this order: nothing may be reported after the last region has ended the job.
         let next = tokio::select! {
+            biased;
+            () = context.cancel.cancelled() => return Err(JobFailure::canceled()),
+            () = context.stopping.cancelled() => {
+                return Err(JobFailure::transient("InternalServerError", "the service stops"));
+            }
             next = filling.next() => next,
             _ = reports.tick() => {
                 record(context, &work.version, Change::Progress(&percents)).await?;
                 continue;
-            }
-            () = context.cancel.cancelled() => return Err(JobFailure::canceled()),
-            () = context.stopping.cancelled() => {
-                return Err(JobFailure::transient("InternalServerError", "the service stops"));
             }
         };
         let Some((region, filled)) = next else { break };
@@ -261,7 +278,7 @@ async fn fill_all(context: &JobContext, work: &Work, source: &content::Store) ->
             }
             Err(error) => {
                 let message = format!("region '{region}' cannot be filled now: {}", chain(&error));
-                later = Some(JobFailure::transient("GalleryImageReplicationFailed", message));
+                later = Some(JobFailure::transient(CODE, message));
             }
         }
     }

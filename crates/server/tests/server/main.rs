@@ -2,4 +2,8 @@
 
 mod arm;
 mod auth;
+mod galleries;
+mod platform_images;
 mod support;
+mod templates;
+mod virtual_machines;

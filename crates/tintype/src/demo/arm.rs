@@ -79,26 +79,26 @@ impl Arm {
     }
 
     pub(super) async fn get(&self, path: &str, version: &str) -> anyhow::Result<Value> {
-        self.send(Method::GET, path, version, None).await?.done().await
+        Ok(self.send(Method::GET, path, version, None).await?.body)
     }
 
     /// PUT, and wait until the operation has ended; gives the resource as it is then.
     pub(super) async fn put(&self, id: &str, version: &str, body: Value) -> anyhow::Result<Value> {
         let answer = self.send(Method::PUT, id, version, Some(body)).await?;
-        answer.finish(self, |_| {}).await?;
+        answer.finish(self).await?;
         self.get(id, version).await
     }
 
     /// POST, and wait until the operation has ended; gives its result.
     pub(super) async fn post(&self, path: &str, version: &str) -> anyhow::Result<Value> {
-        self.send(Method::POST, path, version, None).await?.finish(self, |_| {}).await
+        self.send(Method::POST, path, version, None).await?.finish(self).await
     }
 
     pub(super) async fn delete(&self, id: &str, version: &str) -> anyhow::Result<()> {
-        self.send(Method::DELETE, id, version, None).await?.finish(self, |_| {}).await.map(drop)
+        self.send(Method::DELETE, id, version, None).await?.finish(self).await.map(drop)
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -116,10 +116,12 @@ impl Arm {
     }
 }
 
-struct Answer {
+/// An answer that was no error.
+pub(super) struct Answer {
     what: String,
     status: StatusCode,
-    poll: Option<String>,
+    /// Where to ask how the operation goes.
+    pub(super) poll: Option<String>,
     body: Value,
 }
 
@@ -143,18 +145,13 @@ impl Answer {
         )
     }
 
-    async fn done(self) -> anyhow::Result<Value> {
-        Ok(self.body)
-    }
-
     /// Polls until the operation has ended.
-    async fn finish(self, arm: &Arm, mut progress: impl FnMut(&Value)) -> anyhow::Result<Value> {
+    async fn finish(self, arm: &Arm) -> anyhow::Result<Value> {
         let Some(poll) = self.poll else { return Ok(self.body) };
         let started = Instant::now();
         loop {
             let response = arm.http.get(&poll).bearer_auth(&arm.token).send().await?;
             let answer = Answer::read(format!("polling {}", self.what), response).await?;
-            progress(&answer.body);
             match answer.body["status"].as_str() {
                 Some("Succeeded") => return Ok(answer.body),
                 Some(status @ ("Failed" | "Canceled")) => {

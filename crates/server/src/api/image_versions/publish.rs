@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use arm::ArmError;
+use futures::future::BoxFuture;
 use model::image_definition::ImageDefinition;
 use model::image_template::TemplateTargetRegion;
 use model::image_version::{
@@ -151,7 +152,15 @@ pub(super) async fn all_versions(
 ///
 /// # Errors
 /// Why it will not be: a region failed, the version was deleted, or `cancel` was cancelled.
-pub(crate) async fn wait_ready(
+pub(crate) fn wait_ready<'a>(
+    state: &'a AppState,
+    version_id: &'a str,
+    cancel: &'a CancellationToken,
+) -> BoxFuture<'a, Result<VersionContent, String>> {
+    Box::pin(poll_until_ready(state, version_id, cancel))
+}
+
+async fn poll_until_ready(
     state: &AppState,
     version_id: &str,
     cancel: &CancellationToken,

@@ -1,9 +1,12 @@
 //! What a template refers to: does it exist, and do source and destinations fit each other (RULES.md 2A)?
 
 use arm::resource_id::{image_definition_id, image_version_id};
-use model::image_definition::{Architecture, HyperVGeneration, ImageDefinition, OsState, OsType, SourceTraits};
+use model::image_definition::{
+    Architecture, HyperVGeneration, ImageDefinition, OsState, OsType, SourceTraits,
+};
 use model::image_template::{
-    Distributor, DistributorKind, ImageSource, ImageTarget, ImageTemplateSpec, Placement, ProvisioningErrorCode,
+    Distributor, DistributorKind, ImageSource, ImageTarget, ImageTemplateSpec, Placement,
+    ProvisioningErrorCode,
 };
 use model::{ImageVersionRef, Region, VersionSelector};
 
@@ -26,7 +29,9 @@ pub(super) async fn check_source(context: &JobContext, spec: &ImageTemplateSpec)
         }
         ImageSource::ManagedImage(id) => Err(refuse(
             ProvisioningErrorCode::BadManagedImageSource,
-            format!("The managed image '{id}' was not found. Use a PlatformImage or a SharedImageVersion as the source."),
+            format!(
+                "The managed image '{id}' was not found. Use a PlatformImage or a SharedImageVersion as the source."
+            ),
         )),
         ImageSource::SharedImageVersion(reference) => shared(context, reference, &spec.location).await,
     }
@@ -67,11 +72,17 @@ async fn platform(
 
 async fn shared(context: &JobContext, reference: &ImageVersionRef, region: &Region) -> Result<Source, Stop> {
     let bad = |message: String| refuse(ProvisioningErrorCode::BadSharedImageVersionSource, message);
-    let resolved =
-        context.state.store.read(|tx| Box::pin(async { resolve_gallery_image(tx, reference, region).await })).await;
+    let resolved = context
+        .state
+        .store
+        .read(|tx| Box::pin(async { resolve_gallery_image(tx, reference, region).await }))
+        .await;
     let image = resolved.map_err(|error| {
         if error.status().is_server_error() {
-            return Stop::Job(crate::jobs::context::JobFailure::transient("InternalServerError", "the database is not available"));
+            return Stop::Job(crate::jobs::context::JobFailure::transient(
+                "InternalServerError",
+                "the database is not available",
+            ));
         }
         bad(error.error_object()["message"].as_str().unwrap_or_default().to_owned())
     })?;
@@ -153,17 +164,22 @@ async fn check_distributor(
         })
         .await?;
     let Some(definition) = definition else {
-        return Err(bad(format!("The image definition '{id}' was not found. Create it before the template.")));
+        return Err(bad(format!(
+            "The image definition '{id}' was not found. Create it before the template."
+        )));
     };
     if definition.data.provisioning != model::ProvisioningState::Succeeded {
         let state = definition.data.provisioning.name();
-        return Err(bad(format!("The image definition '{id}' is in state '{state}'. It must be 'Succeeded'.")));
+        return Err(bad(format!(
+            "The image definition '{id}' is in state '{state}'. It must be 'Succeeded'."
+        )));
     }
     if taken {
         return Err(bad(format!("The image version '{}' exists already.", version_id.unwrap_or_default())));
     }
     let home = &definition.data.spec.location;
-    fits(&definition.data, source).map_err(|message| bad(format!("The image definition '{id}' {message}")))?;
+    fits(&definition.data, source)
+        .map_err(|message| bad(format!("The image definition '{id}' {message}")))?;
     check_regions(context, placement, home).map_err(bad)
 }
 
@@ -180,7 +196,10 @@ fn fits(definition: &ImageDefinition, source: &SourceTraits) -> Result<(), Strin
         HyperVGeneration::V2 => "V2",
     };
     if spec.os_type != source.os_type {
-        return Err(format!("has osType '{:?}', but the source image is '{:?}'.", spec.os_type, source.os_type));
+        return Err(format!(
+            "has osType '{:?}', but the source image is '{:?}'.",
+            spec.os_type, source.os_type
+        ));
     }
     if spec.os_state != OsState::Generalized {
         return Err("has osState 'Specialized', but the result of a build is 'Generalized'.".to_owned());
@@ -205,7 +224,8 @@ fn check_regions(context: &JobContext, placement: &Placement, home: &Region) -> 
     let targets = placement.target_regions(home);
     for target in &targets {
         if context.state.config.region(target.region.as_str()).is_none() {
-            let known: Vec<&str> = context.state.config.regions.iter().map(|region| region.name.as_str()).collect();
+            let known: Vec<&str> =
+                context.state.config.regions.iter().map(|region| region.name.as_str()).collect();
             return Err(format!(
                 "The region '{}' is not available. Available regions are '{}'.",
                 target.region,

@@ -80,7 +80,8 @@ fn bad(message: impl Into<String>) -> Stop {
 /// `IT_{resource group}_{template}`, cut, and a UUID (recorded).
 fn generated_id(document: &Document<ImageTemplate>, random: Uuid) -> Result<String, Stop> {
     let id = ResourceId::parse(&document.id).map_err(|error| bad(error.to_string()))?;
-    let (subscription, group) = (id.subscription().unwrap_or_default(), id.resource_group().unwrap_or_default());
+    let (subscription, group) =
+        (id.subscription().unwrap_or_default(), id.resource_group().unwrap_or_default());
     let stem: String = format!("{group}_{}", document.name).chars().take(NAME_CHARS).collect();
     Ok(format!("/subscriptions/{subscription}/resourceGroups/IT_{stem}_{random}"))
 }
@@ -90,7 +91,9 @@ async fn supplied(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, id: &str)
     let parsed = ResourceId::parse(id).ok();
     let parsed = parsed.filter(|parsed| parsed.resource_type() == arm::resource_type::RESOURCE_GROUPS);
     let same = |parsed: &ResourceId| {
-        parsed.subscription().is_some_and(|subscription| subscription.eq_ignore_ascii_case(&document.subscription))
+        parsed
+            .subscription()
+            .is_some_and(|subscription| subscription.eq_ignore_ascii_case(&document.subscription))
     };
     let Some(parsed) = parsed.filter(same) else {
         return Err(bad(
@@ -110,7 +113,9 @@ async fn supplied(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, id: &str)
     }
     let used_by = group.data.spec.tags.iter().find(|(tag, _)| tag.eq_ignore_ascii_case(USED_BY));
     if let Some((_, other)) = used_by.filter(|(_, other)| !other.eq_ignore_ascii_case(&document.id)) {
-        return Err(bad(format!("The staging resource group '{name}' is used by '{other}'. Give each template its own.")));
+        return Err(bad(format!(
+            "The staging resource group '{name}' is used by '{other}'. Give each template its own."
+        )));
     }
     let filter = Filter {
         subscription: Some(group.subscription.clone()),
@@ -120,7 +125,10 @@ async fn supplied(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, id: &str)
     };
     let members = tx.list::<Value>(&filter).await?.items;
     if let Some(member) = members.iter().find(|member| member.key != group.key) {
-        return Err(bad(format!("The staging resource group '{name}' is not empty: it contains '{}'.", member.id)));
+        return Err(bad(format!(
+            "The staging resource group '{name}' is not empty: it contains '{}'.",
+            member.id
+        )));
     }
     group.data.spec.tags = tags(document, Some(&group.data.spec.tags), true)?;
     tx.update(&mut group).await?;
@@ -169,6 +177,33 @@ fn tags(document: &Document<ImageTemplate>, own: Option<&Tags>, supplied: bool) 
     Tags::new(all).map_err(|violation| bad(violation.message))
 }
 
+/// Something that must be fetched.
+struct Wanted<'a> {
+    /// What the template fails with if it cannot.
+    code: ProvisioningErrorCode,
+    /// Where the template names it.
+    path: String,
+    uri: &'a str,
+    expected: Option<&'a Sha256>,
+}
+
+fn wanted(spec: &ImageTemplateSpec) -> Vec<Wanted<'_>> {
+    let mut wanted = Vec::new();
+    for (index, step) in spec.customize.iter().enumerate() {
+        if let Some((uri, expected)) = step.kind.fetched() {
+            let path = format!("properties.customize[{index}]");
+            wanted.push(Wanted { code: ProvisioningErrorCode::NoCustomizerScript, path, uri, expected });
+        }
+    }
+    for (index, step) in spec.validate.iter().flat_map(|validate| &validate.validators).enumerate() {
+        if let Some((uri, expected)) = step.kind.fetched() {
+            let path = format!("properties.validate.inVMValidations[{index}]");
+            wanted.push(Wanted { code: ProvisioningErrorCode::NoValidatorScript, path, uri, expected });
+        }
+    }
+    wanted
+}
+
 /// Fetches every address of the template once, checks its checksum, and keeps it in the staging folder.
 pub(super) async fn fetch_all(
     context: &JobContext,
@@ -177,36 +212,33 @@ pub(super) async fn fetch_all(
     checksums: &mut BTreeMap<String, Sha256>,
 ) -> Result<(), Stop> {
     let dir = context.state.fabric.staging_dir(&group_name(group));
-    let customizers = spec.customize.iter().enumerate().filter_map(|(index, step)| {
-        let (uri, expected) = step.kind.fetched()?;
-        Some((ProvisioningErrorCode::NoCustomizerScript, format!("properties.customize[{index}]"), uri, expected))
-    });
-    let validators = spec.validate.iter().flat_map(|validate| &validate.validators).enumerate();
-    let validators = validators.filter_map(|(index, step)| {
-        let (uri, expected) = step.kind.fetched()?;
-        let path = format!("properties.validate.inVMValidations[{index}]");
-        Some((ProvisioningErrorCode::NoValidatorScript, path, uri, expected))
-    });
     let mut total = 0;
-    for (code, path, uri, expected) in customizers.chain(validators) {
+    for Wanted { code, path, uri, expected } in wanted(spec) {
         let known = checksums.get(uri).filter(|sum| staged_file(&dir, sum).exists());
         let found = match known {
             Some(known) => *known,
             None => fetch_one(context, &dir, uri, &mut total).await.map_err(|error| match error {
                 FetchError::Io(_) => Stop::Job(JobFailure::transient("InternalServerError", chain(&error))),
-                FetchError::Refused { .. } | FetchError::Unreachable { .. } => refuse(code, format!("{path}: {error}")),
+                FetchError::Refused { .. } | FetchError::Unreachable { .. } => {
+                    refuse(code, format!("{path}: {error}"))
+                }
             })?,
         };
         if let Some(expected) = expected.filter(|expected| **expected != found) {
             return Err(refuse(
                 code,
-                format!("{path}: the content of '{}' has the SHA-256 checksum {found}, but sha256Checksum is {expected}. Correct the checksum, or the file.", crate::jobs::fetch::shown(uri)),
+                format!(
+                    "{path}: the content of '{}' has the SHA-256 checksum {found}, but sha256Checksum is {expected}. Correct the checksum, or the file.",
+                    crate::jobs::fetch::shown(uri)
+                ),
             ));
         }
         if total > TEMPLATE_BYTES_MAX {
             return Err(refuse(
                 code,
-                format!("{path}: the template's scripts and files together have more than {TEMPLATE_BYTES_MAX} bytes."),
+                format!(
+                    "{path}: the template's scripts and files together have more than {TEMPLATE_BYTES_MAX} bytes."
+                ),
             ));
         }
         checksums.insert(uri.to_owned(), found);

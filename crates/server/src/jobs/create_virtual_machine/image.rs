@@ -48,7 +48,9 @@ pub(crate) async fn check(tx: &mut Tx<'_>, state: &AppState, spec: &VmSpec) -> R
         }
         Some(ImageReference::Resource(id)) => Err(not_implemented(
             "imageReference.id",
-            &format!("Creating a virtual machine from '{id}' is not implemented: use an image version of a gallery, or a platform image"),
+            &format!(
+                "Creating a virtual machine from '{id}' is not implemented: use an image version of a gallery, or a platform image"
+            ),
         )),
         None => Err(not_implemented(
             "osDisk.createOption",
@@ -67,7 +69,9 @@ fn not_implemented(target: &str, message: &str) -> ApiError {
 
 fn check_supported(os_type: OsType, has_data_disks: bool) -> Result<(), ApiError> {
     match os_type {
-        OsType::Windows => Err(not_implemented("imageReference", "Starting Windows images is not implemented")),
+        OsType::Windows => {
+            Err(not_implemented("imageReference", "Starting Windows images is not implemented"))
+        }
         OsType::Linux if has_data_disks => {
             Err(not_implemented("imageReference", "Starting images with data disks is not implemented"))
         }
@@ -83,14 +87,16 @@ fn check_disk_size(spec: &VmSpec, image_gib: u64) -> Result<(), ApiError> {
                 "The specified disk size {size} GB is smaller than the size of the corresponding disk in the VM image: {image_gib} GB. \
                  This is not allowed. Please choose equal or greater size or do not specify an explicit size."
             );
-            Err(arm::ArmError::new(409, "OperationNotAllowed", message).with_target("osDisk.diskSizeGB").into())
+            Err(arm::ArmError::new(409, "OperationNotAllowed", message)
+                .with_target("osDisk.diskSizeGB")
+                .into())
         }
         _ => Ok(()),
     }
 }
 
 /// A refusal as a job's end.
-pub(crate) fn resolve_failure(error: &ApiError) -> JobFailure {
+fn resolve_failure(error: &ApiError) -> JobFailure {
     let object = error.error_object();
     let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
     JobFailure::permanent(text("code"), text("message"))
@@ -111,7 +117,13 @@ pub(super) async fn resolve(state: &AppState, spec: &VmSpec) -> Result<Source, J
                 version: found.exact_version.clone(),
                 id: String::new(),
             };
-            source(found.manifest, found.logical_bytes, found.generation, Some(found.exact_version), reference)?
+            source(
+                found.manifest,
+                found.logical_bytes,
+                found.generation,
+                Some(found.exact_version),
+                reference,
+            )?
         }
         Some(ImageReference::Gallery { version, .. }) => {
             let found = state
@@ -119,17 +131,21 @@ pub(super) async fn resolve(state: &AppState, spec: &VmSpec) -> Result<Source, J
                 .read(|tx| Box::pin(async { resolve_gallery_image(tx, version, &spec.location).await }))
                 .await
                 .map_err(refused)?;
-            check_supported(found.definition.spec.os_type, !found.content.data_disks.is_empty()).map_err(refused)?;
+            check_supported(found.definition.spec.os_type, !found.content.data_disks.is_empty())
+                .map_err(refused)?;
             let disk = &found.content.os_disk;
             let manifest = disk.manifest.as_str().parse().map_err(unreadable)?;
             let exact = found.exact.to_string();
-            let reference =
-                identity::ImageReference { id: found.version_id.clone(), ..identity::ImageReference::default() };
+            let reference = identity::ImageReference {
+                id: found.version_id.clone(),
+                ..identity::ImageReference::default()
+            };
             let generation = found.definition.spec.hyper_v_generation;
             source(manifest, disk.size_bytes, generation, Some(exact), reference)?
         }
         _ => {
-            let violation = Violation::at(model::Rule::Parameter, "imageReference", "there is no image to start from");
+            let violation =
+                Violation::at(model::Rule::Parameter, "imageReference", "there is no image to start from");
             return Err(resolve_failure(&violation.into()));
         }
     };
@@ -144,7 +160,8 @@ fn source(
     exact_version: Option<String>,
     reference: identity::ImageReference,
 ) -> Result<Source, JobFailure> {
-    let named = model::ManifestRef::parse(&manifest.to_string()).ok_or_else(|| unreadable("its manifest has no name"))?;
+    let named = model::ManifestRef::parse(&manifest.to_string())
+        .ok_or_else(|| unreadable("its manifest has no name"))?;
     let os_disk = DiskContent { manifest: named, size_bytes };
     let image = ResolvedImage { exact_version, os_type: OsType::Linux, hyper_v_generation, os_disk };
     Ok(Source { image, manifest, reference })

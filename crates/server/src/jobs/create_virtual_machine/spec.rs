@@ -17,7 +17,7 @@ use crate::fabric::Fabric;
 
 /// Memory that a VM gets at most, whatever its size says: several must fit beside each other on a small host,
 /// and what guests see of their size (IMDS) is the size's name.
-pub(crate) const MEMORY_MIB_MAX: u32 = 2048;
+const MEMORY_MIB_MAX: u32 = 2048;
 /// The writable layer in the VM's directory.
 const OVERLAY: &str = "disk.qcow2";
 /// Organisation of Azure's network cards.
@@ -67,7 +67,8 @@ fn identity(
     let segments: Vec<&str> = id.split('/').collect();
     let segment = |at: usize| segments.get(at).copied().unwrap_or_default().to_owned();
     let custom_data = secrets.custom_data.as_ref().map(|data| STANDARD.decode(data.expose()));
-    let custom_data = custom_data.transpose().map_err(|error| format!("customData is not base64: {error}"))?;
+    let custom_data =
+        custom_data.transpose().map_err(|error| format!("customData is not base64: {error}"))?;
     let profile = spec.os_profile.as_ref();
     let linux = profile.and_then(|profile| match &profile.configuration {
         OsConfiguration::Linux(linux) => Some(linux),
@@ -123,7 +124,7 @@ fn ssh_keys(profile: &OsProfile) -> Vec<SshKey> {
 }
 
 /// As `arm` shows it.
-pub(crate) fn os_disk_name(vm: &VirtualMachine) -> String {
+fn os_disk_name(vm: &VirtualMachine) -> String {
     let made = || format!("{}_OsDisk_1_{}", vm.name, vm.vm_id.simple());
     vm.spec.os_disk.name.clone().unwrap_or_else(made)
 }

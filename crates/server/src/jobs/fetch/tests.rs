@@ -7,7 +7,9 @@ use super::*;
 
 /// A server on loopback; gives its port.
 async fn serve() -> u16 {
-    let redirect = |to: &'static str| get(move || async move { (StatusCode::FOUND, [(header::LOCATION, to)]).into_response() });
+    let redirect = |to: &'static str| {
+        get(move || async move { (StatusCode::FOUND, [(header::LOCATION, to)]).into_response() })
+    };
     let app = Router::new()
         .route("/file", get(|| async { "hello\n" }))
         .route("/away", redirect("/file"))
@@ -35,10 +37,14 @@ async fn what_is_allowed_is_fetched_and_hashed() {
     let port = serve().await;
     let allow = [format!("127.0.0.1:{port}")];
     for path in ["file", "away"] {
-        let (fetched, bytes) = fetch(&allow, &format!("http://127.0.0.1:{port}/{path}?sig=secret")).await.unwrap();
+        let (fetched, bytes) =
+            fetch(&allow, &format!("http://127.0.0.1:{port}/{path}?sig=secret")).await.unwrap();
         assert_eq!((fetched.bytes, bytes.as_slice()), (6, b"hello\n".as_slice()));
         // `printf 'hello\n' | sha256sum`
-        assert_eq!(fetched.sha256.to_string(), "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03");
+        assert_eq!(
+            fetched.sha256.to_string(),
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+        );
     }
 }
 
@@ -66,6 +72,7 @@ async fn a_silent_port_is_tried_again_and_given_up() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let error = fetch(&[format!("127.0.0.1:{port}")], &format!("http://127.0.0.1:{port}/x")).await.unwrap_err();
+    let error =
+        fetch(&[format!("127.0.0.1:{port}")], &format!("http://127.0.0.1:{port}/x")).await.unwrap_err();
     assert!(error.contains("in 3 attempts") && error.contains("refused"), "{error}");
 }

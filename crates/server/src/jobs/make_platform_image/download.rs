@@ -87,7 +87,9 @@ async fn fetch(state: &AppState, recipe: &Download, file: &Path, log: &RunLog) -
     let found = hex::encode(hash.finalize());
     if !found.eq_ignore_ascii_case(&recipe.sha256) {
         let expected = recipe.sha256.to_ascii_lowercase();
-        let reason = format!("its SHA-256 is {found}, not {expected} as the catalogue says; correct the catalogue, or do not trust the file");
+        let reason = format!(
+            "its SHA-256 is {found}, not {expected} as the catalogue says; correct the catalogue, or do not trust the file"
+        );
         return Err(failed(recipe, &reason, false));
     }
     log.line(&format!("fetched {length} bytes, SHA-256 as the catalogue says"));
@@ -97,7 +99,8 @@ async fn fetch(state: &AppState, recipe: &Download, file: &Path, log: &RunLog) -
 /// Follows redirects by hand: every hop's address is judged before it is connected to, and connected to as judged.
 async fn request(state: &AppState, recipe: &Download, log: &RunLog) -> Result<reqwest::Response, JobFailure> {
     let refused = |reason: &str| failed(recipe, reason, false);
-    let allow: Result<Vec<AllowEntry>, _> = state.config.network.allow.iter().map(|entry| entry.parse()).collect();
+    let allow: Result<Vec<AllowEntry>, _> =
+        state.config.network.allow.iter().map(|entry| entry.parse()).collect();
     let allow = allow.map_err(|error| refused(&format!("configuration key 'network.allow': {error}")))?;
     let policy = NetPolicy { allow, deny_all_outbound: false };
     let own: Vec<IpAddr> = host_addresses().map_err(|error| internal("list the host's addresses", &error))?;
@@ -111,9 +114,8 @@ async fn request(state: &AppState, recipe: &Download, log: &RunLog) -> Result<re
             _ => return Err(refused("the URL has no host")),
         };
         // Neither a policy nor a name that is not known changes by trying again soon.
-        let addresses = resolve_allowed(&policy, &own, &host, port)
-            .await
-            .map_err(|error| refused(&error.to_string()))?;
+        let addresses =
+            resolve_allowed(&policy, &own, &host, port).await.map_err(|error| refused(&error.to_string()))?;
         log.line(&format!("fetching {}", shown(&url)));
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -132,7 +134,8 @@ async fn request(state: &AppState, recipe: &Download, log: &RunLog) -> Result<re
         if !status.is_redirection() {
             return Err(failed(recipe, &format!("the server answered {status}"), status.is_server_error()));
         }
-        let location = response.headers().get(reqwest::header::LOCATION).and_then(|value| value.to_str().ok());
+        let location =
+            response.headers().get(reqwest::header::LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| refused("a redirect does not say where to"))?;
         url = url.join(location).map_err(|error| refused(&format!("a redirect leads nowhere: {error}")))?;
     }
@@ -161,7 +164,9 @@ async fn check_self_contained(file: &Path) -> Result<(), String> {
     };
     // Version 2 has no features; its header ends before the field.
     if backing != 0 || (version >= 3 && features & EXTERNAL_DATA != 0) {
-        return Err("it refers to another file; only a qcow2 file that is complete in itself is taken".to_owned());
+        return Err(
+            "it refers to another file; only a qcow2 file that is complete in itself is taken".to_owned()
+        );
     }
     Ok(())
 }
@@ -175,7 +180,9 @@ async fn convert(recipe: &Download, file: &Path, dir: &Path, log: &RunLog) -> Re
         DownloadFormat::Raw => json!({ "driver": "raw", "file": file_node }),
         DownloadFormat::Qcow2 => json!({ "driver": "qcow2", "backing": null, "file": file_node }),
         // The size in the footer, as Azure takes it, and not the one that its geometry gives.
-        DownloadFormat::Vhd => json!({ "driver": "vpc", "force_size_calc": "current_size", "file": file_node }),
+        DownloadFormat::Vhd => {
+            json!({ "driver": "vpc", "force_size_calc": "current_size", "file": file_node })
+        }
     };
     let mut command = tokio::process::Command::new("qemu-img");
     command.args(["convert", "-O", "raw"]).arg(format!("json:{source}")).arg(&disk);

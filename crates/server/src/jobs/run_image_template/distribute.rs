@@ -1,0 +1,158 @@
+//! Publishes a built image to every target, and waits until it is there: a run ends when its versions are ready.
+
+use arm::resource_id::image_definition_id;
+use build::Stream;
+use content::{ManifestId, Store};
+use model::content::DiskContent;
+use model::image_template::{Distributor, DistributorKind};
+use model::image_version::VersionContent;
+use model::latest::{VersionScheme, next_version};
+use model::{ManifestRef, ResourceRef, RunOutputName, VersionName};
+use store::{StoreError, Tx};
+
+use super::journal::Journal;
+use super::{Built, Run};
+use crate::api::image_versions::{NewVersion, existing_versions, publish_from_run, wait_ready};
+use crate::http::error::{ApiError, chain};
+
+/// What became of one distributor.
+pub(super) struct Distributed {
+    pub(super) run_output: RunOutputName,
+    /// The version, or why there is none that is ready.
+    pub(super) version: Result<PublishedVersion, String>,
+    /// The version was published, and its replication goes on although the run does not wait for it any more.
+    in_flight: bool,
+}
+
+/// A version that is in all its regions.
+pub(super) struct PublishedVersion {
+    pub(super) id: String,
+    /// Regions, with the bytes that were moved to each.
+    pub(super) regions: Vec<(String, u64)>,
+}
+
+/// Publishes to all targets, then waits for all: their replications go on beside each other.
+pub(super) async fn distribute(run: &Run, built: &Built, journal: &mut Journal) -> Vec<Distributed> {
+    let mut begun = Vec::new();
+    for distributor in &run.spec().distribute {
+        let published = if run.stop.is_cancelled() {
+            Err("The run was stopped before this target was published.".to_owned())
+        } else {
+            publish(run, built, distributor).await
+        };
+        let line = match &published {
+            Ok(id) => format!("publishing {id}"),
+            Err(error) => format!("'{}' could not be published: {error}", distributor.run_output_name),
+        };
+        journal.line(Stream::Customization, &line);
+        begun.push((distributor.run_output_name.clone(), published));
+    }
+    journal.flush().await;
+    let mut distributed = Vec::new();
+    for (run_output, published) in begun {
+        let began = published.is_ok();
+        let version = match published {
+            Ok(id) => wait(run, built, id).await,
+            Err(error) => Err(error),
+        };
+        let gave_up = run.stop.is_cancelled() || tokio::time::Instant::now() >= built.deadline;
+        let in_flight = began && version.is_err() && gave_up;
+        let line = match &version {
+            Ok(version) => format!("{} is ready in {} regions", version.id, version.regions.len()),
+            Err(error) => format!("'{run_output}' was not distributed: {error}"),
+        };
+        journal.line(Stream::Customization, &line);
+        distributed.push(Distributed { run_output, version, in_flight });
+    }
+    distributed
+}
+
+async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<String, String> {
+    let DistributorKind::SharedImage { target, placement, exclude_from_latest, versioning } =
+        &distributor.kind
+    else {
+        return Err("this server distributes to SharedImage only".to_owned());
+    };
+    let definition_id = image_definition_id(&target.definition).to_string();
+    let manifest = ManifestRef::parse(&built.output.manifest.to_string()).ok_or("the image has no name")?;
+    let source_template =
+        ResourceRef::parse(&run.template.id, "id").map_err(|violation| violation.message)?;
+    let os_disk = DiskContent { manifest, size_bytes: built.output.logical_bytes };
+    let content = VersionContent { os_disk, data_disks: Default::default() };
+    let source_version = VersionName::parse(&built.exact_version).ok();
+    let published = run.context.state.store.write(|tx| {
+        Box::pin(async {
+            run.context.hold(tx).await?;
+            let home = definition_region(tx, &definition_id, run).await?;
+            let (name, major) = match (target.version, versioning) {
+                (Some(version), _) => (Some(version), None),
+                (None, Some(VersionScheme::Source)) => {
+                    let existing = existing_versions(tx, &definition_id).await?;
+                    (Some(next_version(existing, VersionScheme::Source, source_version)?), None)
+                }
+                (None, Some(VersionScheme::Latest { major })) => (None, *major),
+                (None, None) => (None, None),
+            };
+            let new = NewVersion {
+                definition_id: definition_id.clone(),
+                name,
+                major,
+                home: run.spec().location.clone(),
+                targets: placement.target_regions(&home),
+                exclude_from_latest: *exclude_from_latest,
+                tags: distributor.artifact_tags.clone(),
+                source_template: source_template.clone(),
+                content: content.clone(),
+            };
+            publish_from_run(tx, new).await
+        })
+    });
+    published
+        .await
+        .map_err(|error: ApiError| error.error_object()["message"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Where a version goes when the template names no region: to that of the definition.
+async fn definition_region(tx: &mut Tx<'_>, id: &str, run: &Run) -> Result<model::Region, StoreError> {
+    let definition = tx.get::<model::image_definition::ImageDefinition>(id).await?;
+    Ok(definition.map_or_else(|| run.spec().location.clone(), |document| document.data.spec.location))
+}
+
+async fn wait(run: &Run, built: &Built, id: String) -> Result<PublishedVersion, String> {
+    let state = &run.context.state;
+    let ready = tokio::time::timeout_at(built.deadline, wait_ready(state, &id, &run.stop)).await;
+    ready.unwrap_or_else(|_| {
+        let minutes = run.spec().build_timeout_minutes();
+        Err(format!("'{id}' was not everywhere within {minutes} minutes (buildTimeoutInMinutes); its replication goes on"))
+    })?;
+    let placements = state.store.read(|tx| Box::pin(async { tx.placements(&id).await })).await;
+    let placements = placements.map_err(|error: StoreError| chain(&error))?;
+    let regions = placements.into_iter().map(|placement| (placement.region, placement.bytes_moved)).collect();
+    Ok(PublishedVersion { id, regions })
+}
+
+/// Drops the run's hold on the image, which its versions hold by now. If a target is still on its way and nobody else
+/// holds the image, the run's reference stays: without it the version's replication would lose its source.
+pub(super) async fn release(
+    store: &Store,
+    manifest: &ManifestId,
+    run_id: &str,
+    distributed: &[Distributed],
+    journal: &mut Journal,
+) {
+    let own = format!("run-{run_id}");
+    let released = async {
+        let in_flight = distributed.iter().any(|one| one.in_flight);
+        if in_flight && store.refs(manifest).await?.iter().all(|owner| *owner == own) {
+            return Ok(());
+        }
+        store.remove_ref(manifest, &own).await
+    };
+    let released: content::Result<()> = released.await;
+    if let Err(error) = released {
+        journal.line(
+            Stream::Customization,
+            &format!("the run's reference to {manifest} was not removed: {}", chain(&error)),
+        );
+    }
+}
