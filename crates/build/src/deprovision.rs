@@ -48,7 +48,7 @@ pub(crate) async fn deprovision(session: &SshSession, events: &Events) -> Result
         format!("{}\necho {DONE}\nsystemctl --no-block poweroff\n", SCRIPT.replace("BUILDER", BUILDER));
     let command = "sudo -n sh -c \"$(cat)\"";
     let output = session
-        .exec(command, script.as_bytes(), async |line| events.line(Stream::Customization, line).await)
+        .exec(command, script.as_bytes(), Some((events, Stream::Customization)))
         .await?;
     if output.last_lines.iter().any(|line| line == DONE) {
         return Ok(());

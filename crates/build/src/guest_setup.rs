@@ -26,7 +26,7 @@ until [ -e /run/cloud-init/result.json ] || [ $n -ge LIMIT ]; do sleep 0.25; n=$
 pub(crate) async fn wait_for_boot(session: &SshSession) -> Result<(), BuildError> {
     let polls = BOOT_FINISHES_TIMEOUT.as_millis() / 250;
     let script = WAIT_FOR_CLOUD_INIT.replace("LIMIT", &polls.to_string());
-    let output = session.exec("sh -s", script.as_bytes(), async |_| {}).await?;
+    let output = session.exec("sh -s", script.as_bytes(), None).await?;
     if output.exit_status == Some(0) {
         return Ok(());
     }
@@ -62,7 +62,7 @@ pub(crate) async fn after_resume(session: &SshSession) -> Result<(), BuildError>
     let script = RESUMED
         .replace("@NOW@", &format!("{}.{:03}", now.as_secs(), now.subsec_millis()))
         .replace("@BYTES@", &BASE64.encode(entropy));
-    let output = session.exec("sudo -n sh -s", script.as_bytes(), async |_| {}).await?;
+    let output = session.exec("sudo -n sh -s", script.as_bytes(), None).await?;
     if output.exit_status == Some(0) {
         return Ok(());
     }

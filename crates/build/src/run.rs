@@ -207,7 +207,7 @@ async fn try_keep(
     host: &Host,
     key: &StepKey,
 ) -> Result<(), BuildError> {
-    let synced = machine.session.exec("sync", &[], async |_| {}).await?;
+    let synced = machine.session.exec("sync", &[], None).await?;
     if synced.exit_status != Some(0) {
         return Err(BuildError::Boot { reason: "sync failed in the guest".into() });
     }
@@ -237,16 +237,16 @@ pub(crate) async fn run_step(
         Stage::Customizer | Stage::Deprovision => (Stream::Customization, "customizer"),
     };
     events.line(stream, format!("(telemetry) Starting {word} {} '{}'", n + 1, step.name)).await;
-    let on_line = async |line: String| events.line(stream, line).await;
+    let log = Some((events, stream));
     let session = &machine.session;
     let output = match &step.action {
         StepAction::File { content, destination } => {
             // No sudo: Image Builder's file customizer writes as the login user too (RULES.md 2A).
-            session.exec(&format!("cat > {}", quote(destination)), content, on_line).await?
+            session.exec(&format!("cat > {}", quote(destination)), content, log).await?
         }
         StepAction::Shell { script } => {
             let put = format!("umask 077; cat > {SCRIPT_PATH} && chmod 0755 {SCRIPT_PATH}");
-            let put = session.exec(&put, script, async |_| {}).await?;
+            let put = session.exec(&put, script, None).await?;
             if put.exit_status == Some(0) {
                 // A script with an interpreter line is executed, any other text is given to sh.
                 let run = if script.starts_with(b"#!") {
@@ -254,7 +254,7 @@ pub(crate) async fn run_step(
                 } else {
                     format!("sh {SCRIPT_PATH}")
                 };
-                session.exec(&format!("{run}; s=$?; rm -f {SCRIPT_PATH}; exit $s"), &[], on_line).await?
+                session.exec(&format!("{run}; s=$?; rm -f {SCRIPT_PATH}; exit $s"), &[], log).await?
             } else {
                 put
             }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use vmhost::VmHandle;
 
 use crate::error::TAIL_LINES_MAX;
+use crate::event::{Events, Stream};
 
 const SSH_PORT: u16 = 22;
 /// One attempt to connect and log in; key exchange takes about a second under TCG.
@@ -161,7 +162,7 @@ impl SshSession {
         }
     }
 
-    /// Runs `command` with `input` on its standard input; every line of output goes to `on_line`.
+    /// Runs `command` with `input` on its standard input; every line of output goes to `log`, if there is one.
     ///
     /// # Errors
     /// When the connection breaks before the command was started. A connection that breaks later gives
@@ -170,7 +171,7 @@ impl SshSession {
         &self,
         command: &str,
         input: &[u8],
-        mut on_line: impl AsyncFnMut(String),
+        log: Option<(&Events, Stream)>,
     ) -> Result<ExecOutput, SshError> {
         let mut channel = self.handle.channel_open_session().await?;
         channel.exec(true, command).await?;
@@ -196,12 +197,12 @@ impl SshSession {
             }
             for line in streams[stream].push(data) {
                 keep_tail(&mut output.last_lines, &line);
-                on_line(line).await;
+                tell(log, line).await;
             }
         }
         for line in streams.iter_mut().filter_map(LineSplitter::rest) {
             keep_tail(&mut output.last_lines, &line);
-            on_line(line).await;
+            tell(log, line).await;
         }
         Ok(output)
     }
@@ -209,6 +210,12 @@ impl SshSession {
     /// Ends the connection; errors do not matter then.
     pub async fn close(self) {
         drop(self.handle.disconnect(Disconnect::ByApplication, "", "").await);
+    }
+}
+
+async fn tell(log: Option<(&Events, Stream)>, line: String) {
+    if let Some((events, stream)) = log {
+        events.line(stream, line).await;
     }
 }
 

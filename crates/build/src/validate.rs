@@ -38,6 +38,6 @@ pub(crate) async fn validate(
 
 /// The guest kernel's name for this boot.
 pub(crate) async fn boot_id(machine: &BuildVm) -> Result<String, BuildError> {
-    let output = machine.session.exec("cat /proc/sys/kernel/random/boot_id", &[], async |_| {}).await?;
+    let output = machine.session.exec("cat /proc/sys/kernel/random/boot_id", &[], None).await?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -70,7 +70,7 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Longest that a handler may take to begin its answer.
     pub request_timeout: Duration,
-    /// Jobs that this process runs at the same time.
+    /// Jobs that this process runs at the same time, in each of the two lanes.
     pub jobs: usize,
     /// How long a token is valid.
     pub token_lifetime: Duration,

@@ -97,7 +97,8 @@ impl Fabric {
             data_dir,
         };
         for path in [fabric.runs_dir(), fabric.vms_dir(), fabric.staging_root()] {
-            crate::secret_file::create_folder(&path).map_err(|source| FabricError::Folder { path, source })?;
+            crate::secret_file::create_folder(&path)
+                .map_err(|source| FabricError::Folder { path, source })?;
         }
         Ok(fabric)
     }
@@ -128,7 +129,8 @@ impl Fabric {
             return Ok(store.clone());
         }
         let fail = |source| FabricError::Store { region: region.clone(), source };
-        let location = known.location.to_string_lossy().parse().map_err(|error| fail(content::Error::from(error)))?;
+        let location =
+            known.location.to_string_lossy().parse().map_err(|error| fail(content::Error::from(error)))?;
         let store = content::Store::open_or_create(&location, "tintype").await.map_err(fail)?;
         *open = Some(store.clone());
         Ok(store)

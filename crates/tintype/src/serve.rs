@@ -54,6 +54,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         println!("  authority    {}", server.ca_pem.display());
         println!("  credentials  {}", server.credentials.display());
     }
+    // The trial boot takes seconds, and the first VM should not have to wait for it. Its failure is reported
+    // by whatever needs it.
+    let state = server.state.clone();
+    tokio::spawn(async move {
+        match state.fabric.accelerator().await {
+            Ok(accelerator) => tracing::info!(?accelerator, "QEMU answers"),
+            Err(error) => tracing::warn!(%error, "QEMU does not answer"),
+        }
+    });
     tokio::select! {
         _ = terminate.recv() => {}
         result = tokio::signal::ctrl_c() => result.context("cannot listen for SIGINT")?,

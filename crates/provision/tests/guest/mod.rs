@@ -2,6 +2,8 @@
 //!
 //! Like QEMU it sends to the stack's path without connecting, and never waits inside a send.
 
+pub(crate) mod frames;
+
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::net::UnixDatagram;

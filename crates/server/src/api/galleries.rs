@@ -15,9 +15,7 @@ use model::resource_group::ResourceGroup;
 use model::{GalleryName, ProvisioningState, Region};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use store::{
-    Document, Filter, NewOperation, Operation, OperationEnd, OperationFamily, StoreError, Tx,
-};
+use store::{Document, Filter, NewOperation, Operation, OperationEnd, OperationFamily, StoreError, Tx};
 
 use super::column_state;
 use super::resources::next_link;
@@ -35,8 +33,7 @@ const PAGE_ITEMS: u32 = 1000;
 pub(super) fn routes(routes: Routes) -> Routes {
     const GALLERIES: &str =
         "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries";
-    const GALLERY: &str =
-        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}";
+    const GALLERY: &str = "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}";
     routes
         .on(Method::GET, "/subscriptions/{subscription}/providers/microsoft.compute/galleries", list)
         .on(Method::GET, GALLERIES, list)
@@ -114,7 +111,12 @@ pub(super) async fn find<T: DeserializeOwned + Send>(
 }
 
 /// Begins an operation of the gallery family.
-pub(super) async fn begin(tx: &mut Tx<'_>, id: &str, location: &str, kind: &str) -> Result<Operation, StoreError> {
+pub(super) async fn begin(
+    tx: &mut Tx<'_>,
+    id: &str,
+    location: &str,
+    kind: &str,
+) -> Result<Operation, StoreError> {
     tx.begin_operation(NewOperation {
         resource_id: id.to_owned(),
         kind: kind.to_owned(),
@@ -125,7 +127,12 @@ pub(super) async fn begin(tx: &mut Tx<'_>, id: &str, location: &str, kind: &str)
 }
 
 /// An operation that has done its work in this transaction.
-pub(super) async fn done(tx: &mut Tx<'_>, id: &str, location: &str, kind: &str) -> Result<Operation, StoreError> {
+pub(super) async fn done(
+    tx: &mut Tx<'_>,
+    id: &str,
+    location: &str,
+    kind: &str,
+) -> Result<Operation, StoreError> {
     let operation = begin(tx, id, location, kind).await?;
     tx.end_operation(&operation.id, &OperationEnd::Succeeded(None)).await?;
     Ok(operation)
@@ -140,7 +147,8 @@ pub(super) fn answer(
     body: Value,
 ) -> Response {
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    (status, lro::headers(&state.endpoint, operation, version, PollHeaders::Async), Json(body)).into_response()
+    (status, lro::headers(&state.endpoint, operation, version, PollHeaders::Async), Json(body))
+        .into_response()
 }
 
 /// The answer to a DELETE: `None` when there was nothing.
@@ -327,7 +335,8 @@ async fn list(
     check_version(&state, &version, &GALLERIES)?;
     let subscription = path.value("subscriptions")?;
     let group = path.find("resourcegroups");
-    let above = group.map(|group| ResourceId::parse(&format!("/subscriptions/{subscription}/resourceGroups/{group}")));
+    let above = group
+        .map(|group| ResourceId::parse(&format!("/subscriptions/{subscription}/resourceGroups/{group}")));
     let filter = Filter {
         ty: Some(GALLERIES.to_string()),
         subscription: Some(subscription.to_owned()),

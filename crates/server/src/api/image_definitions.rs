@@ -170,8 +170,10 @@ async fn delete(
 ) -> Result<Response, ApiError> {
     check_version(&state, &version, &GALLERY_IMAGES)?;
     let id = id_of(&path)?;
-    let operation =
-        state.store.write(|tx| Box::pin(async { delete_row(tx, &id, "imageDefinitions.delete").await })).await?;
+    let operation = state
+        .store
+        .write(|tx| Box::pin(async { delete_row(tx, &id, "imageDefinitions.delete").await }))
+        .await?;
     Ok(deleted(&state, operation.as_ref(), &version))
 }
 

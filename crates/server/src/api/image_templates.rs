@@ -30,7 +30,7 @@ use crate::http::routes::Routes;
 use crate::jobs::{self, JobKind, create_image_template, delete_image_template, run_image_template};
 
 /// Type of a template's row.
-const TYPE: &str = "microsoft.virtualmachineimages/imagetemplates";
+pub(super) const TYPE: &str = "microsoft.virtualmachineimages/imagetemplates";
 /// Most templates on a page.
 const PAGE_ITEMS: u32 = 100;
 

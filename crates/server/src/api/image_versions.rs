@@ -19,7 +19,7 @@ use serde_json::Value;
 use store::{Document, Filter, Placement, PlacementState, StoreError, Tx};
 
 pub(crate) use publish::{NewVersion, existing_versions, publish_from_run, wait_ready};
-pub(crate) use resolve::{ResolvedImage, resolve_gallery_image};
+pub(crate) use resolve::resolve_gallery_image;
 pub(crate) use source::source_content;
 
 use super::Begun;
@@ -36,6 +36,9 @@ use crate::jobs::{self, JobKind, create_image_version, delete_image_version, rep
 
 /// Kind of the operation of a DELETE.
 const DELETE: &str = "imageVersions.delete";
+
+/// Type of a version's row.
+pub(super) const TYPE: &str = "microsoft.compute/galleries/images/versions";
 
 pub(super) fn routes(routes: Routes) -> Routes {
     const VERSIONS: &str = "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions";
@@ -204,7 +207,8 @@ async fn update(
     // A date that stays may pass; only a new one must be ahead.
     let now = if spec.publishing.end_of_life == before { DateTime::<Utc>::MIN_UTC } else { tx.now().await? };
     spec.check(now)?;
-    let targets: Vec<Region> = spec.publishing.target_regions.iter().map(|target| target.region.clone()).collect();
+    let targets: Vec<Region> =
+        spec.publishing.target_regions.iter().map(|target| target.region.clone()).collect();
     let start_again = is_nowhere(&found.data);
     found.data.spec = spec;
     found.extra = parsed.extra;
@@ -290,7 +294,11 @@ async fn delete(
 pub(crate) async fn begin_delete(tx: &mut Tx<'_>, key: &str) -> Result<Begun, StoreError> {
     let Some(mut found) = tx.get::<ImageVersion>(key).await? else { return Ok(Begun::Deleted) };
     if let Err(violation) = found.data.check_delete(tx.now().await?) {
-        return Err(StoreError::Referenced { key: found.key.clone(), by: found.key, kind: violation.message });
+        return Err(StoreError::Referenced {
+            key: found.key.clone(),
+            by: found.key,
+            kind: violation.message,
+        });
     }
     start_deleting(tx, &mut found, None).await?;
     Ok(Begun::Working)

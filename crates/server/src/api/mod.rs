@@ -6,17 +6,17 @@ pub(crate) mod galleries;
 pub(crate) mod image_definitions;
 pub(crate) mod image_templates;
 pub(crate) mod image_versions;
-pub(crate) mod platform_images;
-pub(crate) mod run_outputs;
-pub(crate) mod runs;
-pub(crate) mod virtual_machines;
-pub(crate) mod vm_endpoints;
 mod locations;
+pub(crate) mod platform_images;
 pub mod providers;
 mod resource_groups;
 mod resources;
+pub(crate) mod run_outputs;
+pub(crate) mod runs;
 mod subscriptions;
 mod tenants;
+pub(crate) mod virtual_machines;
+pub(crate) mod vm_endpoints;
 
 use serde_json::Value;
 use store::{Document, StoreError, Tx};
@@ -75,9 +75,13 @@ pub(crate) async fn begin_delete(
     tx: &mut Tx<'_>,
     document: &mut Document<Value>,
 ) -> Result<Begun, StoreError> {
-    if document.ty == virtual_machines::TYPE {
-        return virtual_machines::begin_delete(tx, &document.key).await;
+    match document.ty.as_str() {
+        virtual_machines::TYPE => virtual_machines::begin_delete(tx, &document.key).await,
+        image_templates::TYPE => image_templates::begin_delete(tx, &document.id).await,
+        image_versions::TYPE => image_versions::begin_delete(tx, &document.key).await,
+        _ => {
+            tx.delete(&document.key).await?;
+            Ok(Begun::Deleted)
+        }
     }
-    tx.delete(&document.key).await?;
-    Ok(Begun::Deleted)
 }

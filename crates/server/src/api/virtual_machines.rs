@@ -55,10 +55,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
 }
 
 fn not_found(path: &ArmPath) -> ApiError {
-    match ResourceId::parse(&path.text()) {
-        Ok(id) => ArmError::resource_not_found(&id).into(),
-        Err(error) => error.into(),
-    }
+    let id = vm_id(path).and_then(|id| Ok(ResourceId::parse(&id)?));
+    id.map_or_else(|error| error, |id| ArmError::resource_not_found(&id).into())
 }
 
 /// The id of the VM that a path is about, whatever follows its name.

@@ -3,8 +3,8 @@
 use arm::ResourceId;
 use axum::Json;
 use axum::extract::State;
-use axum::http::Method;
-use axum::response::Response;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
 use model::virtual_machine::VirtualMachine;
 use serde_json::{Value, json};
 use vmhost::{VmError, VmHandle};
@@ -16,7 +16,7 @@ use crate::http::lro::{self, PollHeaders};
 use crate::http::path::ArmPath;
 use crate::http::query::Query;
 use crate::http::routes::Routes;
-use crate::jobs::make_platform_image::begin;
+use crate::jobs::make_platform_image::{begin, run_id};
 
 /// The guest's port.
 const SSH: u16 = 22;
@@ -49,8 +49,8 @@ async fn ssh(State(state): State<AppState>, query: Query) -> Result<Json<Value>,
     Ok(Json(json!({ "address": address.to_string() })))
 }
 
-/// `?location=<region>` (default: the first) → 202 with an operation; its log is that of run
-/// `platform-<recipe digest>`. A recipe that is being made already answers with the operation that makes it.
+/// `?location=<region>` (default: the first) → 202 with an operation and `{"runId":…}`, whose log
+/// `/tintype/runs/{runId}/log` streams. A recipe that is being made already answers with the operation that makes it.
 async fn make(
     State(state): State<AppState>,
     path: ArmPath,
@@ -75,5 +75,7 @@ async fn make(
     })?;
     let operation =
         state.store.write(|tx| Box::pin(async { begin(tx, &state, image, &region.name).await })).await?;
-    Ok(lro::accepted(&state.endpoint, &operation, &version, PollHeaders::AsyncAndLocation))
+    let headers = lro::headers(&state.endpoint, &operation, &version, PollHeaders::AsyncAndLocation);
+    let body = Json(json!({ "runId": run_id(&image.recipe_digest()) }));
+    Ok((StatusCode::ACCEPTED, headers, body).into_response())
 }

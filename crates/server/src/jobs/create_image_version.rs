@@ -46,12 +46,15 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
                 }
             })?;
         }
-        let targets: Vec<_> = document.data.spec.publishing.target_regions.iter().map(|t| t.region.clone()).collect();
+        let targets: Vec<_> =
+            document.data.spec.publishing.target_regions.iter().map(|t| t.region.clone()).collect();
         // The home region is Replicating until `bring_everywhere` has seen to its reference, like any other: then a
         // version of one region ends in the same transaction as its operation.
         let regions = targets
             .into_iter()
-            .map(|region| (region, model::image_version::RegionReplication::Replicating { progress_percent: 0 }))
+            .map(|region| {
+                (region, model::image_version::RegionReplication::Replicating { progress_percent: 0 })
+            })
             .collect();
         let next = VersionState::Replicating { content, regions, updating: false };
         let stored: Result<(), StoreError> = store

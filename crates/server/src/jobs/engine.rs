@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::context::{FailureKind, JobContext, JobFailure};
-use super::{JobKind, OnLost, end_operation};
+use super::{JobKind, Lane, OnLost, end_operation};
 use crate::AppState;
 use crate::http::error::chain;
 use crate::http::front::panic_text;
@@ -72,7 +72,7 @@ pub struct Handlers {
 pub struct Engine {
     stopping: CancellationToken,
     abandon: CancellationToken,
-    claims: tokio::task::JoinHandle<()>,
+    claims: [tokio::task::JoinHandle<()>; Lane::ALL.len()],
     running: TaskTracker,
 }
 
@@ -93,7 +93,7 @@ impl Engine {
             stopping: worker.stopping.clone(),
             abandon: worker.abandon.clone(),
             running: worker.running.clone(),
-            claims: tokio::spawn(worker.claim_until_stopped()),
+            claims: Lane::ALL.map(|lane| tokio::spawn(worker.clone().claim_until_stopped(lane))),
         }
     }
 
@@ -101,8 +101,10 @@ impl Engine {
     /// with their lease let go, so that the next start claims them at once.
     pub async fn stop(self, limit: Duration) {
         self.stopping.cancel();
-        if let Err(error) = self.claims.await {
-            tracing::error!(%error, "the claiming task panicked");
+        for claims in self.claims {
+            if let Err(error) = claims.await {
+                tracing::error!(%error, "a claiming task panicked");
+            }
         }
         self.running.close();
         if tokio::time::timeout(limit, self.running.wait()).await.is_err() {
@@ -132,9 +134,10 @@ enum Ended {
 }
 
 impl Worker {
-    async fn claim_until_stopped(self) {
+    /// Claims jobs of one lane; `limits.jobs` of them run at the same time.
+    async fn claim_until_stopped(self, lane: Lane) {
         let free = Arc::new(Semaphore::new(self.state.config.limits.jobs));
-        let kinds = JobKind::ALL.map(JobKind::as_str);
+        let kinds = lane.kinds();
         loop {
             // Listen before looking, or a job added in between would wait for the next poll.
             let added = self.state.store.job_added();

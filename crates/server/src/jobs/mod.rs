@@ -58,6 +58,26 @@ pub enum OnLost {
     Fail(&'static str),
 }
 
+/// Which places a job takes. A job that waits for others must not take the places that those need, or
+/// enough of them would wait for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Waits for jobs of the other lane.
+    Waiting,
+    /// Waits for no job.
+    Working,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Lane; 2] = [Lane::Waiting, Lane::Working];
+
+    /// The kinds in this lane, as the database names them.
+    pub(crate) fn kinds(self) -> Vec<&'static str> {
+        JobKind::ALL.into_iter().filter(|kind| kind.lane() == self).map(JobKind::as_str).collect()
+    }
+}
+
 impl JobKind {
     /// Every kind.
     pub const ALL: [JobKind; 10] = [
@@ -105,6 +125,24 @@ impl JobKind {
                  template again.",
             ),
             _ => OnLost::Retry,
+        }
+    }
+
+    /// Which places it takes: runs wait for platform images and replication, VMs for platform images, and the
+    /// deletion of a group for the deletions in it.
+    #[must_use]
+    pub fn lane(self) -> Lane {
+        match self {
+            JobKind::DeleteResourceGroup | JobKind::RunImageTemplate | JobKind::CreateVirtualMachine => {
+                Lane::Waiting
+            }
+            JobKind::CreateImageVersion
+            | JobKind::ReplicateImageVersion
+            | JobKind::DeleteImageVersion
+            | JobKind::CreateImageTemplate
+            | JobKind::DeleteImageTemplate
+            | JobKind::DeleteVirtualMachine
+            | JobKind::MakePlatformImage => Lane::Working,
         }
     }
 

@@ -56,7 +56,10 @@ pub(crate) fn version_reference(version_id: &str) -> String {
 /// The content store's id of a manifest that a document names.
 pub(crate) fn manifest_id(manifest: &ManifestRef) -> Result<ManifestId, JobFailure> {
     manifest.as_str().parse().map_err(|_| {
-        JobFailure::permanent("InternalServerError", format!("'{manifest}' is no manifest of the content store"))
+        JobFailure::permanent(
+            "InternalServerError",
+            format!("'{manifest}' is no manifest of the content store"),
+        )
     })
 }
 
@@ -146,7 +149,12 @@ fn preempted(version: &str) -> JobFailure {
 async fn drop_regions(context: &JobContext, work: &Work) -> Result<(), JobFailure> {
     for placement in &work.dropped {
         if let Err(error) = release(&context.state, &placement.region, &work.manifests, &work.version).await {
-            tracing::warn!(version = work.version, region = placement.region, error = chain(&error), "not released");
+            tracing::warn!(
+                version = work.version,
+                region = placement.region,
+                error = chain(&error),
+                "not released"
+            );
             continue;
         }
         context
@@ -250,7 +258,9 @@ async fn fill_all(context: &JobContext, work: &Work, source: &content::Store) ->
     let percents: Percents = work.missing.iter().map(|region| (region.clone(), Arc::default())).collect();
     let mut tasks: Vec<BoxFuture<'_, (&Region, Result<u64, FillError>)>> = Vec::new();
     for (region, percent) in &percents {
-        tasks.push(Box::pin(async move { (region, fill(&context.state, work, source, region, percent).await) }));
+        tasks.push(Box::pin(
+            async move { (region, fill(&context.state, work, source, region, percent).await) },
+        ));
     }
     let mut filling = futures::stream::iter(tasks).buffer_unordered(REGIONS_AT_A_TIME);
     let mut reports = tokio::time::interval(REPORT_INTERVAL);
@@ -317,8 +327,14 @@ enum Change<'a> {
     /// None: an update that had nothing to copy comes to its end.
     Nothing,
     Progress(&'a Percents),
-    Filled { region: &'a Region, bytes_moved: u64 },
-    GivenUp { region: &'a Region, details: String },
+    Filled {
+        region: &'a Region,
+        bytes_moved: u64,
+    },
+    GivenUp {
+        region: &'a Region,
+        details: String,
+    },
 }
 
 /// Writes a change; when it was the last, ends operation and job with it.
@@ -343,7 +359,9 @@ async fn record(context: &JobContext, version: &str, change: Change<'_>) -> Resu
                 document.state = column_state(&document.data.state);
                 tx.update(&mut document).await?;
                 match &document.data.state {
-                    VersionState::Ready { .. } => context.finish_in(tx, &OperationEnd::Succeeded(None)).await?,
+                    VersionState::Ready { .. } => {
+                        context.finish_in(tx, &OperationEnd::Succeeded(None)).await?
+                    }
                     VersionState::Failed { failure, .. } => {
                         let error = serde_json::json!({ "code": failure.code, "message": failure.message });
                         context.finish_in(tx, &OperationEnd::Failed(error)).await?;
@@ -379,17 +397,25 @@ async fn apply(
 ) -> Result<VersionState, RecordError> {
     let mut state = document.data.state.clone();
     let mut placements = tx.placements(&document.id).await?;
-    let mut placement =
-        |region: &Region| placements.iter().position(|known| known.region == region.as_str()).map(|at| placements.swap_remove(at));
+    let mut placement = |region: &Region| {
+        placements
+            .iter()
+            .position(|known| known.region == region.as_str())
+            .map(|at| placements.swap_remove(at))
+    };
     let refuse = |error: model::InvalidTransition| {
-        RecordError::Refused(JobFailure::permanent("OperationPreempted", format!("{error}: it was changed meanwhile")))
+        RecordError::Refused(JobFailure::permanent(
+            "OperationPreempted",
+            format!("{error}: it was changed meanwhile"),
+        ))
     };
     match change {
         Change::Nothing => state = state.settle(),
         Change::Progress(percents) => {
             for (region, percent) in *percents {
                 let progress = percent.load(Ordering::Relaxed);
-                let replicating = state.regions().find(|(known, _)| *known == region).map(|(_, state)| state.clone());
+                let replicating =
+                    state.regions().find(|(known, _)| *known == region).map(|(_, state)| state.clone());
                 let known = match replicating {
                     Some(RegionReplication::Replicating { progress_percent }) => progress_percent,
                     _ => continue,
@@ -401,7 +427,8 @@ async fn apply(
                     .region(region, RegionReplication::Replicating { progress_percent: progress })
                     .map_err(refuse)?;
                 if let Some(found) = placement(region) {
-                    tx.put_placement(&Placement { state: PlacementState::Replicating, progress, ..found }).await?;
+                    tx.put_placement(&Placement { state: PlacementState::Replicating, progress, ..found })
+                        .await?;
                 }
             }
         }
@@ -419,8 +446,9 @@ async fn apply(
             }
         }
         Change::GivenUp { region, details } => {
-            state =
-                state.region(region, RegionReplication::Failed { details: details.clone() }).map_err(refuse)?;
+            state = state
+                .region(region, RegionReplication::Failed { details: details.clone() })
+                .map_err(refuse)?;
             if let Some(found) = placement(region) {
                 let failed = PlacementState::Failed { error: details.clone() };
                 tx.put_placement(&Placement { state: failed, ..found }).await?;

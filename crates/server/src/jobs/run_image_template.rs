@@ -186,15 +186,13 @@ impl Run {
         let host = self.context.state.fabric.build_host(&self.spec().location).await.map_err(give_up)?;
         let deadline = tokio::time::Instant::now() + request.timeout;
         let (events, receiver) = Events::channel(EVENTS_MAX);
-        // A thread of its own: the build's future borrows across async closures and is not `Send`. When this job is
-        // given up, the guard of `stop` ends the build too.
-        let (runtime, stop) = (tokio::runtime::Handle::current(), self.stop.clone());
-        let building = tokio::task::spawn_blocking(move || {
-            runtime.block_on(async move { build::run(&request, &host, &events, &stop).await })
-        });
-        // The journal ends when the build can send no more.
+        let building = async {
+            let output = build::run(&request, &host, &events, &self.stop).await;
+            // The journal ends when the build can send no more.
+            drop(events);
+            output
+        };
         let (output, ()) = tokio::join!(building, journal.listen(receiver));
-        let output = output.map_err(give_up)?;
         match output {
             Ok(output) => Ok(Built { output, exact_version: source.exact_version, deadline }),
             Err(build::BuildError::Cancelled) => Err(self.stopped().unwrap_or_else(JobFailure::canceled)),

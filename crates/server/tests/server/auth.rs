@@ -39,6 +39,152 @@ const PROTECTED: &[(&str, &str)] = &[
         "GET",
         "/subscriptions/{subscription}/providers/microsoft.virtualmachineimages/locations/{location}/operations/{operation}",
     ),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/galleries"),
+    ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries"),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions/{version}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions/{version}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions/{version}",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions/{version}",
+    ),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/publishers"),
+    (
+        "GET",
+        "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/publishers/{publisher}/artifacttypes/vmimage/offers",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/publishers/{publisher}/artifacttypes/vmimage/offers/{offer}/skus",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/publishers/{publisher}/artifacttypes/vmimage/offers/{offer}/skus/{sku}/versions",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/publishers/{publisher}/artifacttypes/vmimage/offers/{offer}/skus/{sku}/versions/{version}",
+    ),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/vmsizes"),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/virtualmachines"),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.virtualmachineimages/imagetemplates"),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines/{vm}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines/{vm}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines/{vm}",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines/{vm}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines/{vm}/instanceview",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines/{vm}/{action}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}/cancel",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}/run",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}/runoutputs",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.virtualmachineimages/imagetemplates/{template}/runoutputs/{output}",
+    ),
+    ("POST", "/tintype/platformimages/{publisher}/{offer}/{sku}/make"),
+    ("GET", "/tintype/runs"),
+    ("GET", "/tintype/runs/{run}/log"),
+    ("GET", "/tintype/virtualmachines/ssh"),
 ];
 
 /// The routes that need none: each is here for a reason that CLIENTS.md 2 gives.

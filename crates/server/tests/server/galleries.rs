@@ -56,7 +56,8 @@ impl Gallery {
     async fn ended(&self, method: &str, below: &str, body: Option<Value>, status: u16) -> (Value, Value) {
         let response = self.bed.call(method, &self.url(below), body).await;
         let found = response.status().as_u16();
-        let poll = response.headers().get("azure-asyncoperation").map(|_| header(&response, "azure-asyncoperation"));
+        let poll =
+            response.headers().get("azure-asyncoperation").map(|_| header(&response, "azure-asyncoperation"));
         assert_eq!(response.headers().contains_key("location"), method == "DELETE" && found == 202);
         let (_, answer) = read(response).await;
         assert_eq!(found, status, "{method} {below}: {answer}");
@@ -80,12 +81,21 @@ impl Gallery {
     }
 
     /// Something that is refused at once: status, code, part of the message, target.
-    async fn refused(&self, method: &str, below: &str, body: Option<Value>, expected: (u16, &str, &str, &str)) {
+    async fn refused(
+        &self,
+        method: &str,
+        below: &str,
+        body: Option<Value>,
+        expected: (u16, &str, &str, &str),
+    ) {
         let (status, answer) = self.json(method, below, body).await;
         let error = &answer["error"];
         let (wanted, code, part, target) = expected;
         assert_eq!((status, error["code"].as_str()), (wanted, Some(code)), "{method} {below}: {answer}");
-        assert!(error["message"].as_str().is_some_and(|text| text.contains(part)), "{method} {below}: {answer}");
+        assert!(
+            error["message"].as_str().is_some_and(|text| text.contains(part)),
+            "{method} {below}: {answer}"
+        );
         assert_eq!(error["target"].as_str().unwrap_or_default(), target, "{method} {below}: {answer}");
     }
 
@@ -139,7 +149,8 @@ impl Gallery {
             .store
             .write(|tx| {
                 Box::pin(async {
-                    tx.insert(&mut Document::new(&id, "eastus", ProvisioningState::Creating, data.clone())?).await?;
+                    tx.insert(&mut Document::new(&id, "eastus", ProvisioningState::Creating, data.clone())?)
+                        .await?;
                     let payload = json!({"version": id, "from": "eastus"});
                     jobs::enqueue(tx, JobKind::ReplicateImageVersion, &payload, &id, None).await?;
                     Ok(())
@@ -226,7 +237,8 @@ async fn galleries_and_definitions_live_and_die() {
         assert_eq!((status, body["value"].as_array().map(Vec::len)), (200, Some(1)), "{list}: {body}");
     }
 
-    let nested = (409, "CannotDeleteResource", "Can not delete resource before nested resources are deleted", "");
+    let nested =
+        (409, "CannotDeleteResource", "Can not delete resource before nested resources are deleted", "");
     gallery.refused("DELETE", "", None, nested).await;
     gallery.done("DELETE", "/images/debian", None, 202).await;
     gallery.done("DELETE", "", None, 202).await;
@@ -243,17 +255,54 @@ async fn what_breaks_a_rule_is_refused_at_once() {
     let gallery = Gallery::start().await;
     gallery.define("Debian").await;
     let elsewhere = |location: &str| Some(json!({"location": location}));
-    let sibling = |name: &str| format!("{SUBSCRIPTION}/resourceGroups/{name}/providers/Microsoft.Compute/galleries");
+    let sibling =
+        |name: &str| format!("{SUBSCRIPTION}/resourceGroups/{name}/providers/Microsoft.Compute/galleries");
 
     // Galleries, in the order of RULES.md 2D.
     for (path, body, status, code, part) in [
-        (format!("{}/my-gallery", sibling("Rg")), elsewhere("eastus"), 400, "InvalidParameter", "including dashes, are disallowed"),
-        (format!("{}/g.", sibling("Rg")), elsewhere("eastus"), 400, "InvalidParameter", "invalid trailing characters: ."),
-        (format!("{}/g2", sibling("Rg")), elsewhere("mars"), 400, "LocationNotAvailableForResourceType", "'mars' is not available for resource type 'Microsoft.Compute/galleries'"),
-        (format!("{}/Images", sibling("Rg")), elsewhere("westus"), 409, "Conflict", "already exists in location eastus"),
-        (format!("{}/g2", sibling("none")), elsewhere("eastus"), 404, "ResourceGroupNotFound", "'none' could not be found"),
+        (
+            format!("{}/my-gallery", sibling("Rg")),
+            elsewhere("eastus"),
+            400,
+            "InvalidParameter",
+            "including dashes, are disallowed",
+        ),
+        (
+            format!("{}/g.", sibling("Rg")),
+            elsewhere("eastus"),
+            400,
+            "InvalidParameter",
+            "invalid trailing characters: .",
+        ),
+        (
+            format!("{}/g2", sibling("Rg")),
+            elsewhere("mars"),
+            400,
+            "LocationNotAvailableForResourceType",
+            "'mars' is not available for resource type 'Microsoft.Compute/galleries'",
+        ),
+        (
+            format!("{}/Images", sibling("Rg")),
+            elsewhere("westus"),
+            409,
+            "Conflict",
+            "already exists in location eastus",
+        ),
+        (
+            format!("{}/g2", sibling("none")),
+            elsewhere("eastus"),
+            404,
+            "ResourceGroupNotFound",
+            "'none' could not be found",
+        ),
         (format!("{}/g2", sibling("Rg")), Some(json!({})), 400, "LocationRequired", "location"),
-        (format!("{}/g2", sibling("Rg")), Some(json!({"location": "eastus", "properties": {"colour": 1}})), 400, "BadRequest", "Could not find member 'colour'"),
+        (
+            format!("{}/g2", sibling("Rg")),
+            Some(json!({"location": "eastus", "properties": {"colour": 1}})),
+            400,
+            "BadRequest",
+            "Could not find member 'colour'",
+        ),
     ] {
         let (found, answer) = gallery.bed.json("PUT", &format!("{path}?{API}"), body).await;
         let error = &answer["error"];
@@ -268,7 +317,11 @@ async fn what_breaks_a_rule_is_refused_at_once() {
     let (status, answer) =
         gallery.bed.json("PUT", &format!("{}/IMAGES?{API}", sibling("Other")), elsewhere("eastus")).await;
     assert_eq!((status, answer["error"]["code"].as_str()), (409, Some("Conflict")), "{answer}");
-    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("is not unique within the subscription")));
+    assert!(
+        answer["error"]["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("is not unique within the subscription"))
+    );
 
     let changed = |at: &str, value: Value| {
         let mut body = definition("other");
@@ -283,16 +336,53 @@ async fn what_breaks_a_rule_is_refused_at_once() {
     let taken = "Gallery image: Debian identified by (publisher:us, offer:debian, sku:Debian) already exists. Choose a different publisher, offer, sku combination.";
     let identifier = "Asset name galleryImage.properties.identifier.publisher is not valid";
     for (below, body, expected) in [
-        ("/images/_x", Some(definition("x")), (400, "InvalidParameter", "The entity name _x is invalid", "galleryImageName")),
-        ("/images/x", Some(definition("Debian")), (409, "Conflict", taken, "galleryImage.properties.identifier")),
-        ("/images/x", changed("/properties/identifier/publisher", json!("")), (400, "InvalidParameter", identifier, "galleryImage.properties.identifier.publisher")),
-        ("/images/x", changed("/properties/osType", json!("BeOS")), (400, "InvalidParameter", "Windows, Linux", "properties.osType")),
-        ("/images/x", with_end("2001-01-01T00:00:00Z"), (400, "InvalidParameter", "EndOfLifeDate must be set to a future date.", "properties.endOfLifeDate")),
-        ("/images/Debian", changed("/properties/osState", json!("Specialized")), (409, "PropertyChangeNotAllowed", "Changing property 'galleryImage.properties.osState' is not allowed", "galleryImage.properties.osState")),
+        (
+            "/images/_x",
+            Some(definition("x")),
+            (400, "InvalidParameter", "The entity name _x is invalid", "galleryImageName"),
+        ),
+        (
+            "/images/x",
+            Some(definition("Debian")),
+            (409, "Conflict", taken, "galleryImage.properties.identifier"),
+        ),
+        (
+            "/images/x",
+            changed("/properties/identifier/publisher", json!("")),
+            (400, "InvalidParameter", identifier, "galleryImage.properties.identifier.publisher"),
+        ),
+        (
+            "/images/x",
+            changed("/properties/osType", json!("BeOS")),
+            (400, "InvalidParameter", "Windows, Linux", "properties.osType"),
+        ),
+        (
+            "/images/x",
+            with_end("2001-01-01T00:00:00Z"),
+            (
+                400,
+                "InvalidParameter",
+                "EndOfLifeDate must be set to a future date.",
+                "properties.endOfLifeDate",
+            ),
+        ),
+        (
+            "/images/Debian",
+            changed("/properties/osState", json!("Specialized")),
+            (
+                409,
+                "PropertyChangeNotAllowed",
+                "Changing property 'galleryImage.properties.osState' is not allowed",
+                "galleryImage.properties.osState",
+            ),
+        ),
     ] {
         gallery.refused("PUT", below, body, expected).await;
     }
-    let (status, answer) = gallery.bed.json("PUT", &format!("{}/none/images/x?{API}", sibling("Rg")), Some(definition("x"))).await;
+    let (status, answer) = gallery
+        .bed
+        .json("PUT", &format!("{}/none/images/x?{API}", sibling("Rg")), Some(definition("x")))
+        .await;
     assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("ParentResourceNotFound")), "{answer}");
 
     let id = |version: &str| format!("{}/images/Debian/versions/{version}", gallery.path);
@@ -304,23 +394,96 @@ async fn what_breaks_a_rule_is_refused_at_once() {
     replicas["properties"]["publishingProfile"]["replicaCount"] = json!(101);
     let machine = format!("{SUBSCRIPTION}/resourceGroups/Rg/providers/Microsoft.Compute/virtualMachines/vm");
     for (name, body, expected) in [
-        ("v1", copy_of(&id("1.0.0"), &[]), (400, "InvalidParameter", "Major(int).Minor(int).Patch(int)", "galleryImageVersionName")),
-        ("1.0.0", nothing, (400, "InvalidParameter", "One and only one source type", "properties.storageProfile")),
-        ("1.0.0", copy_of(&id("9.9.9"), &["westus"]), (400, "InvalidParameter", "must contain the location of image version eastus", regions)),
-        ("1.0.0", copy_of(&id("9.9.9"), &["eastus", "East US"]), (400, "InvalidParameter", "Duplicate regions", regions)),
-        ("1.0.0", copy_of(&id("9.9.9"), &["eastus", "mars"]), (400, "LocationNotAvailableForResourceType", "'mars'", regions)),
-        ("1.0.0", replicas, (400, "InvalidParameter", "between 1 and 100", "properties.publishingProfile.replicaCount")),
-        ("1.0.0", copy_of(&id("9.9.9"), &["eastus"]), (404, "NotFound", "versions/9.9.9 is not found. Please check source exists", source)),
-        ("1.0.0", copy_of(&machine, &["eastus"]), (404, "NotFound", "virtualMachines/vm is not found", source)),
-        ("1.0.0", copy_of(&gallery.path, &["eastus"]), (400, "InvalidParameter", "must either be a managed image, virtual machine or another gallery image version", source)),
-        ("1.0.0", copy_of("nonsense", &["eastus"]), (400, "InvalidParameter", "Property id nonsense at path", source)),
+        (
+            "v1",
+            copy_of(&id("1.0.0"), &[]),
+            (400, "InvalidParameter", "Major(int).Minor(int).Patch(int)", "galleryImageVersionName"),
+        ),
+        (
+            "1.0.0",
+            nothing,
+            (400, "InvalidParameter", "One and only one source type", "properties.storageProfile"),
+        ),
+        (
+            "1.0.0",
+            copy_of(&id("9.9.9"), &["westus"]),
+            (400, "InvalidParameter", "must contain the location of image version eastus", regions),
+        ),
+        (
+            "1.0.0",
+            copy_of(&id("9.9.9"), &["eastus", "East US"]),
+            (400, "InvalidParameter", "Duplicate regions", regions),
+        ),
+        (
+            "1.0.0",
+            copy_of(&id("9.9.9"), &["eastus", "mars"]),
+            (400, "LocationNotAvailableForResourceType", "'mars'", regions),
+        ),
+        (
+            "1.0.0",
+            replicas,
+            (400, "InvalidParameter", "between 1 and 100", "properties.publishingProfile.replicaCount"),
+        ),
+        (
+            "1.0.0",
+            copy_of(&id("9.9.9"), &["eastus"]),
+            (404, "NotFound", "versions/9.9.9 is not found. Please check source exists", source),
+        ),
+        (
+            "1.0.0",
+            copy_of(&machine, &["eastus"]),
+            (404, "NotFound", "virtualMachines/vm is not found", source),
+        ),
+        (
+            "1.0.0",
+            copy_of(&gallery.path, &["eastus"]),
+            (
+                400,
+                "InvalidParameter",
+                "must either be a managed image, virtual machine or another gallery image version",
+                source,
+            ),
+        ),
+        (
+            "1.0.0",
+            copy_of("nonsense", &["eastus"]),
+            (400, "InvalidParameter", "Property id nonsense at path", source),
+        ),
     ] {
         gallery.refused("PUT", &format!("/images/Debian/versions/{name}"), Some(body), expected).await;
     }
-    gallery.refused("PUT", "/images/none/versions/1.0.0", Some(copy_of(&id("9.9.9"), &["eastus"])), (404, "ParentResourceNotFound", "Parent resource none not found", "")).await;
-    gallery.refused("GET", "/images/Debian/versions/1.0.0?$expand=Everything", None, (400, "InvalidParameter", "ReplicationStatus", "$expand")).await;
-    gallery.refused("GET", "/images/Debian/versions/1.0.0", None, (404, "ResourceNotFound", "Images/Debian/1.0.0", "")).await;
-    gallery.refused("PATCH", "/images/Debian/versions/1.0.0", Some(json!({})), (404, "ResourceNotFound", "1.0.0", "")).await;
+    gallery
+        .refused(
+            "PUT",
+            "/images/none/versions/1.0.0",
+            Some(copy_of(&id("9.9.9"), &["eastus"])),
+            (404, "ParentResourceNotFound", "Parent resource none not found", ""),
+        )
+        .await;
+    gallery
+        .refused(
+            "GET",
+            "/images/Debian/versions/1.0.0?$expand=Everything",
+            None,
+            (400, "InvalidParameter", "ReplicationStatus", "$expand"),
+        )
+        .await;
+    gallery
+        .refused(
+            "GET",
+            "/images/Debian/versions/1.0.0",
+            None,
+            (404, "ResourceNotFound", "Images/Debian/1.0.0", ""),
+        )
+        .await;
+    gallery
+        .refused(
+            "PATCH",
+            "/images/Debian/versions/1.0.0",
+            Some(json!({})),
+            (404, "ResourceNotFound", "1.0.0", ""),
+        )
+        .await;
     let (_, versions) = gallery.json("GET", "/images/Debian/versions", None).await;
     assert_eq!(versions, json!({"value": []}), "nothing was made");
     let old = format!("{}?api-version=2014-01-01", gallery.path);
@@ -367,8 +530,14 @@ async fn a_version_moves_between_regions_and_goes() {
 
     // The bytes are there, and were counted. 70 000 equal bytes are two partial blocks, byte 100 a third.
     let id = format!("{}{below}", gallery.path);
-    let placements =
-        gallery.bed.server.state.store.read(|tx| Box::pin(async { tx.placements(&id).await })).await.expect("reads");
+    let placements = gallery
+        .bed
+        .server
+        .state
+        .store
+        .read(|tx| Box::pin(async { tx.placements(&id).await }))
+        .await
+        .expect("reads");
     let moved: Vec<(&str, bool)> =
         placements.iter().map(|placement| (placement.region.as_str(), placement.bytes_moved > 0)).collect();
     assert_eq!(moved, [("eastus", false), ("westus", true)], "{placements:?}");
@@ -393,20 +562,43 @@ async fn a_version_moves_between_regions_and_goes() {
 
     // What may not change.
     let mut other = body;
-    other["properties"]["storageProfile"]["source"]["id"] = json!(format!("{}/images/Debian/versions/1.9.0", gallery.path));
-    gallery.refused("PUT", below, Some(other), (409, "PropertyChangeNotAllowed", "storageProfile.source.id' is not allowed", "galleryImageVersion.properties.storageProfile.source.id")).await;
+    other["properties"]["storageProfile"]["source"]["id"] =
+        json!(format!("{}/images/Debian/versions/1.9.0", gallery.path));
+    gallery
+        .refused(
+            "PUT",
+            below,
+            Some(other),
+            (
+                409,
+                "PropertyChangeNotAllowed",
+                "storageProfile.source.id' is not allowed",
+                "galleryImageVersion.properties.storageProfile.source.id",
+            ),
+        )
+        .await;
     let keep = json!({"properties": {
         "publishingProfile": {"endOfLifeDate": "2099-01-01T00:00:00Z"},
         "safetyProfile": {"blockDeletionBeforeEndOfLife": true}
     }});
     gallery.done("PATCH", below, Some(keep), 200).await;
-    gallery.refused("DELETE", below, None, (409, "DeleteGalleryImageVersionBlockedBeforeEndOfLife", "endOfLifeDate has not reached yet", "")).await;
+    gallery
+        .refused(
+            "DELETE",
+            below,
+            None,
+            (409, "DeleteGalleryImageVersionBlockedBeforeEndOfLife", "endOfLifeDate has not reached yet", ""),
+        )
+        .await;
     let free = json!({"properties": {"safetyProfile": {"blockDeletionBeforeEndOfLife": false}}});
     gallery.done("PATCH", below, Some(free), 200).await;
-    gallery.refused("DELETE", "/images/Debian", None, (409, "CannotDeleteResource", "nested resources", "")).await;
+    gallery
+        .refused("DELETE", "/images/Debian", None, (409, "CannotDeleteResource", "nested resources", ""))
+        .await;
 
     let (_, versions) = gallery.json("GET", "/images/Debian/versions", None).await;
-    let names: Vec<&Value> = versions["value"].as_array().expect("a list").iter().map(|v| &v["name"]).collect();
+    let names: Vec<&Value> =
+        versions["value"].as_array().expect("a list").iter().map(|v| &v["name"]).collect();
     assert_eq!(names, ["1.0.0", "1.10.0"]);
     gallery.done("DELETE", below, None, 202).await;
     assert_eq!(gallery.bed.call("DELETE", &gallery.url(below), None).await.status(), 204);
@@ -432,11 +624,23 @@ async fn a_region_that_is_broken_fails_alone() {
     let source = format!("{}/images/Debian/versions/1.0.0", gallery.path);
     let body = copy_of(&source, &["eastus", "westus"]);
     let (_, end) = gallery.ended("PUT", "/images/Debian/versions/1.0.1", Some(body.clone()), 201).await;
-    assert_eq!((&end["status"], &end["error"]["code"]), (&json!("Failed"), &json!("GalleryImageReplicationFailed")), "{end}");
-    assert!(end["error"]["message"].as_str().is_some_and(|text| text.contains("West US") && text.contains("somebody else")));
+    assert_eq!(
+        (&end["status"], &end["error"]["code"]),
+        (&json!("Failed"), &json!("GalleryImageReplicationFailed")),
+        "{end}"
+    );
+    assert!(
+        end["error"]["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("West US") && text.contains("somebody else"))
+    );
     let version = gallery.until("1.0.1", "Failed").await;
     let summary = &version["properties"]["replicationStatus"]["summary"];
-    assert_eq!((&summary[0]["state"], &summary[1]["state"]), (&json!("Completed"), &json!("Failed")), "{summary}");
+    assert_eq!(
+        (&summary[0]["state"], &summary[1]["state"]),
+        (&json!("Completed"), &json!("Failed")),
+        "{summary}"
+    );
 
     std::fs::remove_dir_all(&folder).expect("removes");
     gallery.done("PUT", "/images/Debian/versions/1.0.1", Some(body), 200).await;

@@ -163,7 +163,7 @@ async fn an_image_is_downloaded_once_and_brought_to_other_regions() {
     assert_eq!(&brought["properties"]["output"], result, "the same image, not another one");
     assert!(store.has_manifest(&manifest).await.expect("answers"));
     let run = result["runId"].as_str().expect("a run").to_owned();
-    assert_eq!(store.refs(&manifest).await.expect("answers"), [run.clone()]);
+    assert_eq!(store.refs(&manifest).await.expect("answers"), std::slice::from_ref(&run));
     let database = &bed.server.state.store;
     let chunks = database.read(|tx| Box::pin(async { tx.read_log(&run, 0).await })).await.expect("a log");
     let log: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.bytes).collect();

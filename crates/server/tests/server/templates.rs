@@ -671,3 +671,29 @@ async fn a_run_that_the_service_does_not_survive_has_failed() {
     );
     server.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_groups_deletion_cancels_runs_and_takes_staging_groups_along() {
+    let lab = Lab::start(Some("#!/bin/sh\nexec sleep 8\n")).await;
+    let version = add_version(&lab).await;
+    assert_eq!(lab.create("t", gallery_template(&lab, &version).await).await["status"], "Succeeded");
+    let staging =
+        lab.get("t").await["properties"]["exactStagingResourceGroup"].as_str().expect("a group").to_owned();
+    assert_eq!(lab.bed.call("POST", &format!("{}/run?{BUILDER}", lab.id("t")), None).await.status(), 202);
+    until_building(&lab).await;
+    let group = format!("{SUBSCRIPTION}/resourceGroups/rg?{VERSION}");
+    let poll = header(&lab.bed.call("DELETE", &group, None).await, "location");
+    let mut status = 202;
+    for _ in 0..600 {
+        status = lab.bed.call("GET", &poll, None).await.status().as_u16();
+        if status != 202 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(status, 200);
+    assert_eq!(lab.bed.json("GET", &group, None).await.0, 404);
+    assert_eq!(lab.bed.json("GET", &format!("{staging}?{VERSION}"), None).await.0, 404);
+    assert_eq!(std::fs::read_dir(lab.data_dir().join("staging")).expect("a folder").count(), 0);
+    lab.bed.stop().await;
+}

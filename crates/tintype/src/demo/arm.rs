@@ -122,7 +122,8 @@ pub(super) struct Answer {
     status: StatusCode,
     /// Where to ask how the operation goes.
     pub(super) poll: Option<String>,
-    body: Value,
+    /// The first answer's body, `Null` where there is none.
+    pub(super) body: Value,
 }
 
 impl Answer {
@@ -146,7 +147,7 @@ impl Answer {
     }
 
     /// Polls until the operation has ended.
-    async fn finish(self, arm: &Arm) -> anyhow::Result<Value> {
+    pub(super) async fn finish(self, arm: &Arm) -> anyhow::Result<Value> {
         let Some(poll) = self.poll else { return Ok(self.body) };
         let started = Instant::now();
         loop {

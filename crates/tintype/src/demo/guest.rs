@@ -18,9 +18,9 @@ pub(super) const USER: &str = "azureuser";
 const SSH_TIMEOUT: Duration = Duration::from_secs(240);
 /// Cloud-init writes this from the custom data.
 const CUSTOM_DATA: &str =
-    "#cloud-config\nwrite_files:\n  - path: /etc/custom-data-was-here\n    content: yes\n";
+    "#cloud-config\nwrite_files:\n  - path: /etc/custom-data-was-here\n    content: was here\n";
 /// What is asked of the guest in one login, one answer a line.
-const PROOF: &str = "hostname; id -un; cat /etc/custom-data-was-here; echo; cat /etc/motd; \
+const PROOF: &str = "cloud-init status --wait >/dev/null; hostname; id -un; cat /etc/custom-data-was-here; echo; cat /etc/motd; \
                      cat /var/www/html/index.html; systemctl is-active nginx";
 
 pub(super) struct Guest {
@@ -86,7 +86,7 @@ impl Guest {
 fn check(answer: &str, scene: &Scene) -> anyhow::Result<()> {
     let lines: Vec<_> = answer.lines().collect();
     let site = format!("{} first edition", scene.nonce);
-    for expected in ["web1", USER, "yes", "Built by Tintype.", &site, "active"] {
+    for expected in ["web1", USER, "was here", "Built by Tintype.", &site, "active"] {
         ensure!(lines.contains(&expected), "the VM does not show {expected:?}, but:\n{answer}");
     }
     Ok(())

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use arm::{Arm, COMPUTE, GALLERY, IMAGE_BUILDER, RESOURCES};
@@ -173,8 +174,10 @@ enum Asks {
 async fn platform_image(arm: &Arm, report: &Report) -> anyhow::Result<f64> {
     let started = Instant::now();
     let make = format!("/tintype/platformImages/{}/make", scene::PLATFORM_IMAGE.join("/"));
-    let following = report.follow_platform_image(arm);
-    let made = arm.post(&make, COMPUTE).await;
+    let making = arm.send(Method::POST, &make, COMPUTE, None).await?;
+    let run = making.body["runId"].as_str().context("making a platform image has no log")?.to_owned();
+    let following = report.follow_run(arm, run);
+    let made = making.finish(arm).await;
     following.stop();
     made?;
     Ok(started.elapsed().as_secs_f64())
@@ -208,7 +211,7 @@ impl Run {
 async fn build(arm: &Arm, report: &Report, scene: &Scene, name: &str) -> anyhow::Result<Run> {
     let started = Instant::now();
     let template = scene.template(name);
-    let following = report.follow_runs(arm, &template);
+    let following = report.follow_newest_run(arm, &template);
     let ran = arm.post(&format!("{template}/run"), IMAGE_BUILDER).await;
     following.stop();
     ran.with_context(|| format!("the build of template '{name}' failed"))?;

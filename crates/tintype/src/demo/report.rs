@@ -97,42 +97,44 @@ impl Report {
         println!("\n{table}\n");
     }
 
-    /// Shows the log of a template's newest run until stopped.
-    pub(super) fn follow_runs(&self, arm: &Arm, template: &str) -> Following {
+    /// Shows the log of a run until stopped.
+    pub(super) fn follow_run(&self, arm: &Arm, run: String) -> Following {
+        Following(tokio::spawn(follow(arm.clone(), run, self.quiet)))
+    }
+
+    /// Shows the log of a template's newest run, once there is one that has not ended, until stopped.
+    pub(super) fn follow_newest_run(&self, arm: &Arm, template: &str) -> Following {
         let list = format!("/tintype/runs?template={}", percent_encode(template));
-        self.follow(arm, list)
-    }
-
-    /// Shows the log of the platform image that is being made.
-    pub(super) fn follow_platform_image(&self, arm: &Arm) -> Following {
-        self.follow(arm, "/tintype/runs?platformImages=true".to_owned())
-    }
-
-    fn follow(&self, arm: &Arm, list: String) -> Following {
         let (arm, quiet) = (arm.clone(), self.quiet);
         Following(tokio::spawn(async move {
-            let (mut run, mut seen) = (String::new(), 0);
             loop {
                 tokio::time::sleep(FOLLOW_POLL).await;
                 // Showing progress is no reason to fail: what is wrong shows in the operation itself.
                 let Ok(runs) = arm.get(&list, COMPUTE).await else { continue };
-                let newest = runs["value"][0]["runId"].as_str().unwrap_or_default().to_owned();
-                if newest.is_empty() || runs["value"][0]["endTime"].is_string() {
-                    continue;
-                }
-                if newest != run {
-                    (run, seen) = (newest, 0);
-                }
-                let path = format!("/tintype/runs/{run}/log?after={seen}");
-                let Ok(log_chunks) = arm.get(&path, COMPUTE).await else { continue };
-                for chunk in log_chunks["chunks"].as_array().into_iter().flatten() {
-                    seen = chunk["seq"].as_u64().unwrap_or(seen);
-                    for line in chunk["text"].as_str().unwrap_or_default().lines() {
-                        log(quiet, line);
-                    }
+                let newest = &runs["value"][0];
+                if let Some(run) = newest["runId"].as_str()
+                    && !newest["endTime"].is_string()
+                {
+                    return follow(arm, run.to_owned(), quiet).await;
                 }
             }
         }))
+    }
+}
+
+async fn follow(arm: Arm, run: String, quiet: bool) {
+    let mut seen = 0;
+    loop {
+        let path = format!("/tintype/runs/{run}/log?after={seen}");
+        if let Ok(chunks) = arm.get(&path, COMPUTE).await {
+            for chunk in chunks["chunks"].as_array().into_iter().flatten() {
+                seen = chunk["seq"].as_u64().unwrap_or(seen);
+                for line in chunk["text"].as_str().unwrap_or_default().lines() {
+                    log(quiet, line);
+                }
+            }
+        }
+        tokio::time::sleep(FOLLOW_POLL).await;
     }
 }
 

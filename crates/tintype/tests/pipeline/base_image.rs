@@ -22,9 +22,10 @@ pub(crate) async fn base_image() -> BaseImage {
     let path = dir.join(format!("{}.qcow2", image.recipe_digest()));
     if !path.exists() {
         let scratch = tempfile::tempdir_in(&dir).unwrap();
-        let disk = build::platform::bootstrap(recipe, &scratch.path().join("tree"), |line| println!("{line}"))
-            .await
-            .unwrap();
+        let disk =
+            build::platform::bootstrap(recipe, &scratch.path().join("tree"), |line| println!("{line}"))
+                .await
+                .unwrap();
         let compressed = scratch.path().join("disk.qcow2");
         run(Command::new("qemu-img")
             .args(["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd"])
@@ -36,9 +37,9 @@ pub(crate) async fn base_image() -> BaseImage {
 }
 
 fn cache_dir() -> PathBuf {
-    let root = std::env::var_os("TINTYPE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
-        Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache/tintype")
-    });
+    let root = std::env::var_os("TINTYPE_CACHE")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache/tintype"));
     root.join("images")
 }
 

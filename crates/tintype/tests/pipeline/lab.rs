@@ -15,7 +15,8 @@ pub(crate) const OTHER: &str = "eastus";
 const WAIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 const USER: &str = "azureuser";
-const CUSTOM_DATA: &str = "#cloud-config\nwrite_files:\n  - path: /etc/custom-data-was-here\n    content: yes\n";
+const CUSTOM_DATA: &str =
+    "#cloud-config\nwrite_files:\n  - path: /etc/custom-data-was-here\n    content: was here\n";
 
 pub(crate) struct Lab {
     dir: TempDir,
@@ -147,7 +148,8 @@ impl Lab {
     pub(crate) async fn create_vm(&self, name: &str, version: &str, region: &str) {
         use base64::Engine;
         let key = self.dir.path().join("key");
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
         assert!(made.unwrap().success());
         let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
         let body = json!({"location": region, "properties": {
@@ -242,7 +244,11 @@ impl Lab {
 
     pub(crate) fn qemu_pids(&self) -> Vec<i32> {
         let processes = self.our_processes();
-        processes.into_iter().filter(|(_, command)| command.contains("qemu-system")).map(|(pid, _)| pid).collect()
+        processes
+            .into_iter()
+            .filter(|(_, command)| command.contains("qemu-system"))
+            .map(|(pid, _)| pid)
+            .collect()
     }
 
     pub(crate) fn processes(&self) -> usize {
@@ -303,7 +309,8 @@ pub(crate) fn inline(name: &str, commands: &[&str]) -> Value {
 
 /// A template from the test's own platform image to both regions.
 pub(crate) fn template(lab: &Lab, customize: Value, validations: Value, tags: Value) -> Value {
-    let identity = format!("{}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/builder", lab.group);
+    let identity =
+        format!("{}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/builder", lab.group);
     json!({
         "location": HOME,
         "tags": tags,

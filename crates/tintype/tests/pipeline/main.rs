@@ -27,7 +27,12 @@ async fn the_pipeline_on_real_guests() {
 }
 
 async fn a_failing_customizer_says_why_and_publishes_nothing(lab: &Lab) {
-    let body = template(lab, json!([inline("says why", &["echo the disk is too blue", "exit 3"])]), json!([]), json!({}));
+    let body = template(
+        lab,
+        json!([inline("says why", &["echo the disk is too blue", "exit 3"])]),
+        json!([]),
+        json!({}),
+    );
     lab.put_template("fails", body).await;
     let error = lab.run("fails").await.unwrap_err().to_string();
     for part in ["customizer 'says why'", "status 3", "the disk is too blue"] {
@@ -71,7 +76,10 @@ async fn a_failing_validation_publishes_nothing(lab: &Lab) {
 }
 
 async fn a_good_template_is_published_in_both_regions(lab: &Lab) {
-    let steps = json!([inline("first", &["echo one | sudo tee /etc/one"]), inline("second", &["echo two | sudo tee /etc/two"])]);
+    let steps = json!([
+        inline("first", &["echo one | sudo tee /etc/one"]),
+        inline("second", &["echo two | sudo tee /etc/two"])
+    ]);
     lab.put_template("good", template(lab, steps, json!([]), json!({}))).await;
     let report = lab.run("good").await.unwrap();
     assert_eq!(report["steps"].as_array().unwrap().len(), 2);
@@ -85,11 +93,15 @@ async fn a_good_template_is_published_in_both_regions(lab: &Lab) {
 }
 
 async fn unchanged_steps_are_reused_when_asked_for(lab: &Lab) {
-    let steps = json!([inline("first", &["echo one | sudo tee /etc/one"]), inline("second", &["echo TWO | sudo tee /etc/two"])]);
+    let steps = json!([
+        inline("first", &["echo one | sudo tee /etc/one"]),
+        inline("second", &["echo TWO | sudo tee /etc/two"])
+    ]);
     let tags = json!({"tintype-reuse": "unchanged-steps"});
     lab.put_template("edited", template(lab, steps, json!([]), tags)).await;
     let report = lab.run("edited").await.unwrap();
-    let cached: Vec<_> = report["steps"].as_array().unwrap().iter().map(|step| step["cached"] == true).collect();
+    let cached: Vec<_> =
+        report["steps"].as_array().unwrap().iter().map(|step| step["cached"] == true).collect();
     assert_eq!(cached, [true, false], "{report}");
     assert!(lab.log("edited").await.contains("customizer 2 'second' has other content"));
     assert_eq!(lab.versions().await, ["0.0.1", "0.0.2"]);
@@ -99,8 +111,8 @@ async fn a_vm_outlives_its_server_but_not_its_vmhost(lab: &mut Lab) {
     lab.take_region_away(HOME);
     lab.create_vm("vm1", "0.0.2", OTHER).await;
     assert_eq!(lab.power_state("vm1").await, "PowerState/running");
-    let answer = lab.ssh("vm1", "hostname; cat /etc/one /etc/two; cat /etc/custom-data-was-here").await;
-    assert_eq!(answer.lines().collect::<Vec<_>>(), ["vm1", "one", "TWO", "yes"]);
+    let answer = lab.ssh("vm1", "cloud-init status --wait >/dev/null; hostname; cat /etc/one /etc/two; cat /etc/custom-data-was-here").await;
+    assert_eq!(answer.lines().collect::<Vec<_>>(), ["vm1", "one", "TWO", "was here"]);
     lab.bring_region_back(HOME);
     let before = lab.qemu_pids();
     assert_eq!(before.len(), 1);

@@ -76,7 +76,8 @@ pub(crate) async fn publish_from_run(tx: &mut Tx<'_>, new: NewVersion) -> Result
         // Also the region that has the bytes: they are the version's own only under its own reference.
         (target.region.clone(), RegionReplication::Replicating { progress_percent: 0 })
     });
-    let state = VersionState::Replicating { content: new.content, regions: regions.collect(), updating: false };
+    let state =
+        VersionState::Replicating { content: new.content, regions: regions.collect(), updating: false };
     let version = ImageVersion { state, ..ImageVersion::create(name, spec, now) };
     let location = version.spec.location.to_string();
     let mut document = Document::new(&id, &location, column_state(&version.state), version)?;
@@ -172,7 +173,9 @@ async fn poll_until_ready(
             Some(VersionState::Failed { failure, .. }) => return Err(failure.message),
             Some(VersionState::Creating | VersionState::Replicating { .. }) => {}
             Some(VersionState::Deleting { .. }) | None => {
-                return Err(format!("The image version {version_id} was deleted while it was being published."));
+                return Err(format!(
+                    "The image version {version_id} was deleted while it was being published."
+                ));
             }
         }
         tokio::select! {

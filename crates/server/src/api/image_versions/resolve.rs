@@ -64,7 +64,8 @@ async fn newest(
     region: &Region,
 ) -> Result<Document<ImageVersion>, ApiError> {
     let versions = all_versions(tx, &definition.id).await?;
-    let Some(name) = latest(versions.iter().map(|version| &version.data), region).map(|version| version.name) else {
+    let Some(name) = latest(versions.iter().map(|version| &version.data), region).map(|version| version.name)
+    else {
         return Err(match versions.is_empty() {
             true => refusal(format!("There is no latest image version exists for \"{}\"", definition.id)),
             false => not_available(&definition.id, region),

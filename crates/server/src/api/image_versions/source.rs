@@ -3,7 +3,9 @@
 use arm::resource_type::{DISKS, GALLERY_IMAGE_VERSIONS, IMAGES, SNAPSHOTS, VIRTUAL_MACHINES};
 use arm::{ArmError, ResourceId};
 use model::image_definition::{ImageDefinition, SourceTraits};
-use model::image_version::{DataDiskImage, DiskImage, DiskSource, ImageVersion, VersionContent, VersionSource};
+use model::image_version::{
+    DataDiskImage, DiskImage, DiskSource, ImageVersion, VersionContent, VersionSource,
+};
 use store::{Document, Tx};
 
 use crate::http::error::ApiError;
@@ -58,7 +60,10 @@ pub(crate) async fn source_content(
     Ok(content)
 }
 
-async fn definition_of(tx: &mut Tx<'_>, version: &Document<ImageVersion>) -> Result<ImageDefinition, ApiError> {
+async fn definition_of(
+    tx: &mut Tx<'_>,
+    version: &Document<ImageVersion>,
+) -> Result<ImageDefinition, ApiError> {
     let parent = version.parent.as_deref().unwrap_or_default();
     let definition = tx.get::<ImageDefinition>(parent).await?;
     let name = || parent.rsplit('/').next().unwrap_or_default();
@@ -66,17 +71,12 @@ async fn definition_of(tx: &mut Tx<'_>, version: &Document<ImageVersion>) -> Res
 }
 
 /// Why disks are no source here.
-async fn disks(
-    tx: &mut Tx<'_>,
-    os: &DiskImage,
-    data: &[DataDiskImage],
-) -> Result<ApiError, ApiError> {
+async fn disks(tx: &mut Tx<'_>, os: &DiskImage, data: &[DataDiskImage]) -> Result<ApiError, ApiError> {
     let mut ids = Vec::new();
     for disk in std::iter::once(os).chain(data.iter().map(|data| &data.disk)) {
         // Beside a URI the id is that of a storage account.
-        match &disk.source {
-            Some(DiskSource { id: Some(id), uri: None, .. }) => ids.push(id.as_str()),
-            _ => {}
+        if let Some(DiskSource { id: Some(id), uri: None, .. }) = &disk.source {
+            ids.push(id.as_str());
         }
     }
     for id in ids {

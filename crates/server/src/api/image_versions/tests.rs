@@ -7,11 +7,14 @@ use model::content::DiskContent;
 use model::gallery::Gallery;
 use model::image_template::TemplateTargetRegion;
 use model::image_version::VersionContent;
-use model::{GalleryName, ImageDefinitionName, ManifestRef, ResourceGroupName, ResourceRef, SubscriptionId, Tags};
+use model::{
+    GalleryName, ImageDefinitionName, ManifestRef, ResourceGroupName, ResourceRef, SubscriptionId, Tags,
+};
 use model::{ImageDefinitionRef, ImageVersionRef, VersionSelector};
 use serde_json::json;
 use store::Store;
 
+use super::resolve::ResolvedImage;
 use super::*;
 
 const SUBSCRIPTION: &str = "22222222-2222-2222-2222-222222222222";
@@ -22,7 +25,9 @@ struct Bed {
 }
 
 fn definition_id() -> String {
-    format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/rg/providers/Microsoft.Compute/galleries/g/images/d")
+    format!(
+        "/subscriptions/{SUBSCRIPTION}/resourceGroups/rg/providers/Microsoft.Compute/galleries/g/images/d"
+    )
 }
 
 fn region(name: &str) -> Region {
@@ -32,7 +37,8 @@ fn region(name: &str) -> Region {
 impl Bed {
     async fn new() -> Bed {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::connect(&format!("sqlite:{}", folder.path().join("t.db").display())).await.unwrap();
+        let store =
+            Store::connect(&format!("sqlite:{}", folder.path().join("t.db").display())).await.unwrap();
         let bed = Bed { store, _folder: folder };
         let version = ApiVersion::parse("2024-03-03").unwrap();
         let gallery = arm::gallery::parse(json!({"location": "eastus"}), &version).unwrap().data;
@@ -156,7 +162,12 @@ async fn latest_is_what_the_region_has() {
     let new = bed.publish(|_| {}).await.unwrap();
     let not_yet = bed.resolve(VersionSelector::Latest, "eastus").await.unwrap_err();
     assert_eq!(not_yet.error_object()["code"], "GalleryImageNotFound");
-    assert!(message(not_yet).starts_with(&format!("The gallery image {} is not available in eastus region.", definition_id())));
+    assert!(
+        message(not_yet).starts_with(&format!(
+            "The gallery image {} is not available in eastus region.",
+            definition_id()
+        ))
+    );
 
     bed.complete(&old, "eastus").await;
     bed.complete(&old, "westus").await;

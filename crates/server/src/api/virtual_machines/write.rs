@@ -28,11 +28,11 @@ use crate::jobs::create_virtual_machine::{Payload, check_image, secrets};
 use crate::jobs::{self, JobKind};
 
 /// What a PUT came to.
-enum Put {
-    /// The VM is new, or is tried again: a job runs.
-    Begun { created: bool, document: Document<VirtualMachine>, operation: Operation },
-    /// Tags and what is only kept were replaced.
-    Updated(Document<VirtualMachine>),
+struct Put {
+    document: Document<VirtualMachine>,
+    created: bool,
+    /// The VM is new, or is tried again: a job runs. `None`: tags and what is only kept were replaced.
+    operation: Option<Operation>,
 }
 
 pub(super) async fn put(
@@ -68,21 +68,23 @@ pub(super) async fn put(
         .store
         .write(|tx| Box::pin(async { put_in(tx, &state, &id, new_id, &name, &parsed, &version).await }))
         .await;
-    let used = matches!(&done, Ok(Put::Begun { document, .. }) if document.data.vm_id == new_id);
+    let used = done.as_ref().is_ok_and(|put| put.document.data.vm_id == new_id);
     if before.is_none() && !used {
         // Refused, or somebody else was faster: these secrets are nobody's.
         if let Err(error) = std::fs::remove_dir_all(&dir) {
             tracing::warn!(path = %dir.display(), %error, "cannot remove the directory of a refused VM");
         }
     }
-    match done? {
-        Put::Begun { created, document, operation } => {
-            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-            let headers = lro::headers(&state.endpoint, &operation, &version, PollHeaders::Async);
-            Ok((status, headers, Json(render(&document, None, Expand::default())?)).into_response())
+    let Put { document, created, operation } = done?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    let body = Json(render(&document, None, Expand::default())?);
+    Ok(match operation {
+        Some(operation) => {
+            (status, lro::headers(&state.endpoint, &operation, &version, PollHeaders::Async), body)
+                .into_response()
         }
-        Put::Updated(document) => Ok(Json(render(&document, None, Expand::default())?).into_response()),
-    }
+        None => (status, body).into_response(),
+    })
 }
 
 /// A creation that failed or was canceled is tried again by the next PUT.
@@ -117,7 +119,7 @@ async fn put_in(
         document.extra = parsed.extra.clone();
         tx.insert(&mut document).await?;
         let operation = begin_create(tx, &document).await?;
-        return Ok(Put::Begun { created: true, document, operation });
+        return Ok(Put { document, created: true, operation: Some(operation) });
     };
     if found.state.is_busy() {
         return Err(busy(&found));
@@ -128,7 +130,7 @@ async fn put_in(
     found.data.etag += 1;
     if !is_retried(&found.data) {
         tx.update(&mut found).await?;
-        return Ok(Put::Updated(found));
+        return Ok(Put { document: found, created: false, operation: None });
     }
     check_image(tx, state, &found.data.spec).await?;
     found.data.provisioning = found.data.provisioning.clone().update()?;
@@ -136,7 +138,7 @@ async fn put_in(
     found.state = column_state(&found.data.provisioning);
     tx.update(&mut found).await?;
     let operation = begin_create(tx, &found).await?;
-    Ok(Put::Begun { created: false, document: found, operation })
+    Ok(Put { document: found, created: false, operation: Some(operation) })
 }
 
 async fn begin_create(tx: &mut Tx<'_>, document: &Document<VirtualMachine>) -> Result<Operation, ApiError> {

@@ -36,7 +36,11 @@ impl Bed {
         let endpoint = Endpoint::new("localhost", 1, config.tenant_id);
         let keys = SigningKeys::load(folder.path()).unwrap();
         let clients = Clients::set_up(store.clone(), folder.path(), config.tenant_id, "s").await.unwrap();
-        Bed { state: AppState::new(Shared { config, store, endpoint, keys, clients }), _folder: folder }
+        let fabric = crate::fabric::Fabric::new(&config).unwrap();
+        Bed {
+            state: AppState::new(Shared { config, store, fabric, endpoint, keys, clients }),
+            _folder: folder,
+        }
     }
 
     /// A job with an operation; returns both ids.
