@@ -47,9 +47,7 @@ pub(crate) async fn deprovision(session: &SshSession, events: &Events) -> Result
     let script =
         format!("{}\necho {DONE}\nsystemctl --no-block poweroff\n", SCRIPT.replace("BUILDER", BUILDER));
     let command = "sudo -n sh -c \"$(cat)\"";
-    let output = session
-        .exec(command, script.as_bytes(), Some((events, Stream::Customization)))
-        .await?;
+    let output = session.exec(command, script.as_bytes(), Some((events, Stream::Customization))).await?;
     if output.last_lines.iter().any(|line| line == DONE) {
         return Ok(());
     }

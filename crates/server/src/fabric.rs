@@ -32,7 +32,7 @@ pub enum FabricError {
         region: Region,
         /// Cause.
         #[source]
-        source: content::Error,
+        source: Box<content::Error>,
     },
     /// QEMU.
     #[error(transparent)]
@@ -128,9 +128,8 @@ impl Fabric {
         if let Some(store) = &*open {
             return Ok(store.clone());
         }
-        let fail = |source| FabricError::Store { region: region.clone(), source };
-        let location =
-            known.location.to_string_lossy().parse().map_err(|error| fail(content::Error::from(error)))?;
+        let fail = |source| FabricError::Store { region: region.clone(), source: Box::new(source) };
+        let location = known.location.to_string_lossy().parse().map_err(fail)?;
         let store = content::Store::open_or_create(&location, "tintype").await.map_err(fail)?;
         *open = Some(store.clone());
         Ok(store)

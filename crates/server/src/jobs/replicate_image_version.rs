@@ -212,9 +212,10 @@ impl FillError {
     /// Trying again does not help.
     fn is_permanent(&self) -> bool {
         use content::Error;
-        let source = match self {
+        let source: &Error = match self {
             Self::Fabric(FabricError::UnknownRegion(_)) => return true,
-            Self::Fabric(FabricError::Store { source, .. }) | Self::Content(source) => source,
+            Self::Fabric(FabricError::Store { source, .. }) => source,
+            Self::Content(source) => source,
             Self::Fabric(_) => return false,
         };
         matches!(source, Error::Location { .. } | Error::Format { .. } | Error::OwnedByAnother { .. })

@@ -9,26 +9,41 @@ use serde_json::Value;
 use super::arm::{Arm, COMPUTE, GALLERY, IMAGE_BUILDER, RESOURCES};
 use super::scene::Scene;
 
-/// Processes other than this one whose command line names the demo's folder.
+/// Processes that work in the demo's folder or were given a path in it; not this one and those that called it.
 pub(super) fn count_processes(dir: &Path) -> anyhow::Result<usize> {
-    let (dir, own) = (dir.to_string_lossy().into_owned(), std::process::id().to_string());
+    let callers = callers();
     let mut left = 0;
     for entry in std::fs::read_dir("/proc").context("cannot list processes")? {
         let entry = entry?;
-        let name = entry.file_name();
-        let is_process = name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
-        if !is_process || *name == *own {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if callers.contains(&pid) {
             continue;
         }
         // A process may end while it is looked at.
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-        if String::from_utf8_lossy(&command).contains(&dir) || cwd.starts_with(&dir) {
-            eprintln!("left over: process {}", name.to_string_lossy());
+        let command = String::from_utf8_lossy(&command);
+        if cwd.starts_with(dir) || command.split('\0').any(|argument| Path::new(argument).starts_with(dir)) {
+            eprintln!("left over: process {pid}: {}", command.replace('\0', " "));
             left += 1;
         }
     }
     Ok(left)
+}
+
+/// This process, its parent, and so on.
+fn callers() -> Vec<u32> {
+    let mut chain = vec![std::process::id()];
+    while let Some(pid) = chain.last()
+        && let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        && let Some(parent) = status.lines().find_map(|line| line.strip_prefix("PPid:"))
+        && let Ok(parent @ 1..) = parent.trim().parse()
+    {
+        chain.push(parent);
+    }
+    chain
 }
 
 /// Sockets and disks anywhere in the folder, and anything in the folders of runs, VMs and staging groups.

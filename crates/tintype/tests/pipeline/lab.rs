@@ -191,7 +191,7 @@ impl Lab {
     pub(crate) async fn power_state(&self, name: &str) -> String {
         let view = self.arm.get(&format!("{}/instanceView", self.vm_id(name)), COMPUTE).await.unwrap();
         let codes = view["statuses"].as_array().unwrap().iter().filter_map(|status| status["code"].as_str());
-        codes.filter(|code| code.starts_with("PowerState/")).last().unwrap_or_default().to_owned()
+        codes.rev().find(|code| code.starts_with("PowerState/")).unwrap_or_default().to_owned()
     }
 
     pub(crate) async fn wait_for_power_state(&self, name: &str, wanted: &str) {
