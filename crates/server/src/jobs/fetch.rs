@@ -24,8 +24,15 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence of the server.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// One attempt as a whole, redirects included.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// Bounds of one fetch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FetchLimits {
+    /// Largest file in bytes.
+    pub(crate) bytes_max: u64,
+    /// One attempt as a whole, redirects included.
+    pub(crate) attempt_timeout: Duration,
+}
 
 /// Why something could not be fetched. Addresses are shown without their query, which may hold a secret.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +82,8 @@ impl From<std::io::Error> for Attempt {
     }
 }
 
-/// Fetches `url` (http or https) into the file `path`, which is replaced. At most `bytes_max` bytes.
+/// Fetches `url` (http or https) into the file `path`, which is replaced. `progress` hears how many bytes have
+/// come, of how many if the server says so.
 ///
 /// # Errors
 /// [`FetchError`]; the file may then be there in part.
@@ -83,15 +91,17 @@ pub(crate) async fn fetch_to_file(
     outbound: &Outbound,
     url: &str,
     path: &Path,
-    bytes_max: u64,
+    limits: FetchLimits,
+    progress: impl Fn(u64, Option<u64>),
 ) -> Result<Fetched, FetchError> {
     let shown = shown(url);
     let mut pause = RETRY_PAUSE;
     let mut attempt = 1;
     loop {
-        let tried = tokio::time::timeout(ATTEMPT_TIMEOUT, once(outbound, url, path, bytes_max)).await;
+        let tried =
+            tokio::time::timeout(limits.attempt_timeout, once(outbound, url, path, limits, &progress)).await;
         let tried = tried.unwrap_or_else(|_| {
-            Err(Attempt::Passing(format!("it took more than {} s", ATTEMPT_TIMEOUT.as_secs())))
+            Err(Attempt::Passing(format!("it took more than {} s", limits.attempt_timeout.as_secs())))
         });
         match tried {
             Ok(fetched) => return Ok(fetched),
@@ -109,11 +119,19 @@ pub(crate) async fn fetch_to_file(
     }
 }
 
-async fn once(outbound: &Outbound, url: &str, path: &Path, bytes_max: u64) -> Result<Fetched, Attempt> {
+async fn once(
+    outbound: &Outbound,
+    url: &str,
+    path: &Path,
+    limits: FetchLimits,
+    progress: impl Fn(u64, Option<u64>),
+) -> Result<Fetched, Attempt> {
+    let bytes_max = limits.bytes_max;
     let response = request(outbound, url).await?;
     let too_large =
         || Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched"));
-    if response.content_length().is_some_and(|length| length > bytes_max) {
+    let total = response.content_length();
+    if total.is_some_and(|total| total > bytes_max) {
         return Err(too_large());
     }
     let mut file = tokio::fs::File::create(path).await?;
@@ -127,6 +145,7 @@ async fn once(outbound: &Outbound, url: &str, path: &Path, bytes_max: u64) -> Re
         }
         hash.update(&chunk);
         file.write_all(&chunk).await?;
+        progress(bytes, total);
     }
     file.sync_all().await?;
     Ok(Fetched { bytes, sha256: Sha256::new(hash.finalize().into()) })

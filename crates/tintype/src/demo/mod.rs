@@ -178,7 +178,7 @@ async fn platform_image(arm: &Arm, report: &Report) -> anyhow::Result<f64> {
     let run = making.body["runId"].as_str().context("making a platform image has no log")?.to_owned();
     let following = report.follow_run(arm, run);
     let made = making.finish(arm).await;
-    following.stop();
+    following.stop().await;
     made?;
     Ok(started.elapsed().as_secs_f64())
 }
@@ -213,7 +213,7 @@ async fn build(arm: &Arm, report: &Report, scene: &Scene, name: &str) -> anyhow:
     let template = scene.template(name);
     let following = report.follow_newest_run(arm, &template);
     let ran = arm.post(&format!("{template}/run"), IMAGE_BUILDER).await;
-    following.stop();
+    following.stop().await;
     ran.with_context(|| format!("the build of template '{name}' failed"))?;
     let seconds = started.elapsed().as_secs_f64();
     let runs =

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::arm::{Arm, COMPUTE, percent_encode};
 
 const FOLLOW_POLL: Duration = Duration::from_millis(500);
+/// How long the rest of a log may take.
+const FOLLOW_ENDS: Duration = Duration::from_secs(5);
 
 /// The figures of the last line; README explains them.
 pub(super) struct Figures {
@@ -99,15 +102,17 @@ impl Report {
 
     /// Shows the log of a run until stopped.
     pub(super) fn follow_run(&self, arm: &Arm, run: String) -> Following {
-        Following(tokio::spawn(follow(arm.clone(), run, self.quiet)))
+        let (stop, stopped) = oneshot::channel();
+        Following { task: tokio::spawn(follow(arm.clone(), run, self.quiet, stopped)), stop }
     }
 
     /// Shows the log of a template's newest run, once there is one that has not ended, until stopped.
     pub(super) fn follow_newest_run(&self, arm: &Arm, template: &str) -> Following {
         let list = format!("/tintype/runs?template={}", percent_encode(template));
         let (arm, quiet) = (arm.clone(), self.quiet);
-        Following(tokio::spawn(async move {
-            loop {
+        let (stop, mut stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            while !stop_asked(&mut stopped) {
                 tokio::time::sleep(FOLLOW_POLL).await;
                 // Showing progress is no reason to fail: what is wrong shows in the operation itself.
                 let Ok(runs) = arm.get(&list, COMPUTE).await else { continue };
@@ -115,27 +120,37 @@ impl Report {
                 if let Some(run) = newest["runId"].as_str()
                     && !newest["endTime"].is_string()
                 {
-                    return follow(arm, run.to_owned(), quiet).await;
+                    return follow(arm, run.to_owned(), quiet, stopped).await;
                 }
             }
-        }))
+        });
+        Following { task, stop }
     }
 }
 
-async fn follow(arm: Arm, run: String, quiet: bool) {
-    let mut seen = 0;
+/// Shows a log until told to stop, and then what it still holds.
+async fn follow(arm: Arm, run: String, quiet: bool, mut stopped: oneshot::Receiver<()>) {
+    let (mut seen, mut last) = (0, false);
     loop {
         let path = format!("/tintype/runs/{run}/log?after={seen}");
-        if let Ok(chunks) = arm.get(&path, COMPUTE).await {
-            for chunk in chunks["chunks"].as_array().into_iter().flatten() {
-                seen = chunk["seq"].as_u64().unwrap_or(seen);
-                for line in chunk["text"].as_str().unwrap_or_default().lines() {
-                    log(quiet, line);
-                }
+        let chunks = arm.get(&path, COMPUTE).await.unwrap_or_default();
+        let chunks = chunks["chunks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for chunk in chunks {
+            seen = chunk["seq"].as_u64().unwrap_or(seen);
+            for line in chunk["text"].as_str().unwrap_or_default().lines() {
+                log(quiet, line);
             }
         }
-        tokio::time::sleep(FOLLOW_POLL).await;
+        if last && chunks.is_empty() {
+            return;
+        }
+        last = last || tokio::time::timeout(FOLLOW_POLL, &mut stopped).await.is_ok();
     }
+}
+
+/// Whether the other end said so, by being dropped.
+fn stop_asked(stopped: &mut oneshot::Receiver<()>) -> bool {
+    !matches!(stopped.try_recv(), Err(oneshot::error::TryRecvError::Empty))
 }
 
 fn log(quiet: bool, line: &str) {
@@ -145,11 +160,17 @@ fn log(quiet: bool, line: &str) {
 }
 
 /// A log that is being shown.
-pub(super) struct Following(JoinHandle<()>);
+pub(super) struct Following {
+    task: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
 
 impl Following {
-    pub(super) fn stop(self) {
-        self.0.abort();
+    /// Returns when the rest was shown.
+    pub(super) async fn stop(self) {
+        drop(self.stop);
+        // What is missing of a log is no reason to fail.
+        drop(tokio::time::timeout(FOLLOW_ENDS, self.task).await);
     }
 }
 

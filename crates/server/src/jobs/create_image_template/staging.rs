@@ -17,11 +17,14 @@ use crate::api::column_state;
 use crate::api::image_templates::save;
 use crate::http::error::chain;
 use crate::jobs::context::{JobContext, JobFailure};
-use crate::jobs::fetch::{FetchError, fetch_to_file};
+use crate::jobs::fetch::{FetchError, FetchLimits, fetch_to_file};
 use crate::secret_file;
 
 /// Largest script or file (RULES.md 2A: 20 MB).
 pub(crate) const STAGED_BYTES_MAX: u64 = 20 << 20;
+/// Bounds of fetching one of them.
+const LIMITS: FetchLimits =
+    FetchLimits { bytes_max: STAGED_BYTES_MAX, attempt_timeout: std::time::Duration::from_secs(5 * 60) };
 /// Most bytes of all scripts and files of a template together: a run holds them in memory.
 const TEMPLATE_BYTES_MAX: u64 = 256 << 20;
 /// Characters of `{resource group}_{template}` in the name of a group (recorded: 40).
@@ -255,7 +258,7 @@ async fn fetch_one(
     total: &mut u64,
 ) -> Result<Sha256, FetchError> {
     let partial = dir.join(SCRIPTS).join(format!("partial-{}", context.job.id));
-    let fetched = fetch_to_file(context.state.fabric.outbound(), uri, &partial, STAGED_BYTES_MAX).await;
+    let fetched = fetch_to_file(context.state.fabric.outbound(), uri, &partial, LIMITS, |_, _| {}).await;
     let fetched = match fetched {
         Ok(fetched) => fetched,
         Err(error) => {

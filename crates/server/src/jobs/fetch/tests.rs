@@ -28,7 +28,9 @@ async fn fetch(allow: &[String], url: &str) -> Result<(Fetched, Vec<u8>), String
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");
     let outbound = Outbound { allow: allow.to_vec(), resolvers: Vec::new() };
-    let fetched = fetch_to_file(&outbound, url, &path, 1024).await.map_err(|error| error.to_string())?;
+    let limits = FetchLimits { bytes_max: 1024, attempt_timeout: Duration::from_secs(60) };
+    let fetched =
+        fetch_to_file(&outbound, url, &path, limits, |_, _| {}).await.map_err(|error| error.to_string())?;
     Ok((fetched, std::fs::read(&path).unwrap()))
 }
 
