@@ -14,6 +14,9 @@ const STAGES: [(&str, &[&str]); 5] = [
     ("tests", &["test", "--workspace", "--locked"]),
 ];
 
+/// The documentation is for maintainers and has the private items: links to them are wanted.
+const RUSTDOCFLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
+
 pub(crate) fn run() -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut times = Vec::new();
@@ -23,7 +26,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let status = Command::new(&cargo)
             .args(arguments)
             .current_dir(crate::root())
-            .env("RUSTDOCFLAGS", "-D warnings")
+            .env("RUSTDOCFLAGS", RUSTDOCFLAGS)
             .status()
             .with_context(|| format!("cannot start cargo for {name}"))?;
         let seconds = started.elapsed().as_secs_f64();

@@ -70,7 +70,7 @@ pub struct NetConfig {
     pub policy: NetPolicy,
     /// The host's resolvers, asked in order.
     pub resolvers: Vec<SocketAddr>,
-    /// The host's own addresses, see [`host_addresses`](crate::host_addresses).
+    /// The host's own addresses, see [`host_addresses`](crate::host_addresses()).
     pub own_addrs: Vec<IpAddr>,
 }
 

@@ -42,7 +42,7 @@ impl NetPolicy {
     /// Whether a connection to `addr` may be made.
     ///
     /// `host_name` is the name that `addr` was resolved from, if there was one; only entries for names look at it.
-    /// `own_addrs` are the host's own addresses ([`host_addresses`](crate::host_addresses)): they may be public and
+    /// `own_addrs` are the host's own addresses ([`host_addresses`](crate::host_addresses())): they may be public and
     /// still lead to services that trust the host.
     pub fn judge(
         &self,

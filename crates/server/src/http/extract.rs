@@ -1,4 +1,4 @@
-//! What handlers take as arguments, beside [`ArmPath`](super::path::ArmPath), [`Query`](super::query::Query)
+//! What handlers take as arguments, beside [`ArmPath`](super::path::ArmPath), [`Query`]
 //! and [`Principal`](crate::auth::Principal).
 
 use arm::{ApiVersion, ArmError};
