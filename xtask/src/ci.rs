@@ -11,7 +11,7 @@ const STAGES: [(&str, &[&str]); 5] = [
     ("lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
     ("documentation", &["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]),
     ("build", &["test", "--workspace", "--locked", "--no-run"]),
-    ("tests", &["test", "--workspace", "--locked"]),
+    ("tests", &["test", "--workspace", "--locked", "--no-fail-fast"]),
 ];
 
 /// The documentation is for maintainers and has the private items: links to them are wanted.

@@ -143,12 +143,13 @@ fn what_is_refused_says_why() {
     let data_file = format!("data_file={}", path(&dir, "external"));
     assert!(refused(&make("external.qcow2", &data_file)).contains("external file"));
     assert!(refused(&raw).contains("magic"));
-    let encrypted = path(&dir, "luks");
-    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
-    run(
-        "qemu-img",
-        &["create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2", "-o", options, &encrypted, "1M"],
-    );
+    // The header's crypt_method says LUKS. Making a real one measures the processor, and fails on some.
+    let encrypted = make("luks", "compat=1.1");
+    File::options()
+        .write(true)
+        .open(&encrypted)
+        .and_then(|file| file.write_all_at(&2u32.to_be_bytes(), 32))
+        .expect("writes");
     assert!(refused(&encrypted).contains("encrypted"));
 
     let compressed = path(&dir, "compressed");
