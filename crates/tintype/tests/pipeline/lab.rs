@@ -242,11 +242,12 @@ impl Lab {
         }
     }
 
+    /// QEMUs that are guests: a server that has just started also boots a nameless probe of KVM.
     pub(crate) fn qemu_pids(&self) -> Vec<i32> {
         let processes = self.our_processes();
         processes
             .into_iter()
-            .filter(|(_, command)| command.contains("qemu-system"))
+            .filter(|(_, command)| command.contains("qemu-system") && command.contains(" -name "))
             .map(|(pid, _)| pid)
             .collect()
     }
