@@ -88,10 +88,22 @@ async fn play(dir: &Path, report: &Report) -> anyhow::Result<Figures> {
     let played = act(dir, report, &scripts, &server).await;
     // Stopped before the folder goes, and whatever happened.
     let stopped = server.stop().await;
+    if played.is_err() {
+        end_vms(dir).await;
+    }
     let mut figures = played?;
     stopped?;
     figures.leftovers += leftovers::count_processes(dir)?;
     Ok(figures)
+}
+
+/// A demo that failed half way leaves no VM running: they outlive their server on purpose.
+async fn end_vms(dir: &Path) {
+    for vm in std::fs::read_dir(dir.join("data/vms")).into_iter().flatten().flatten() {
+        if let Err(error) = ::vmhost::VmHandle::attach(&vm.path()).power_off().await {
+            eprintln!("cannot end the VM in {}: {error}", vm.path().display());
+        }
+    }
 }
 
 async fn act(

@@ -299,6 +299,17 @@ impl Lab {
     }
 }
 
+/// A failed test leaves no process behind either; after a good one there is nothing to end.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(self.server.kill());
+        drop(self.server.wait());
+        drop(self.images.kill());
+        drop(self.images.wait());
+        self.kill_vmhosts();
+    }
+}
+
 fn entries(dir: &Path) -> usize {
     std::fs::read_dir(dir).map(Iterator::count).unwrap_or_default()
 }
