@@ -129,7 +129,7 @@ impl Server {
 
         let fabric = fabric::Fabric::new(&config)?;
         let state = AppState::new(Shared { config, store, fabric, endpoint, keys, clients });
-        reconcile::runs::undo_left_behind(&state).await?;
+        reconcile::runs::undo_left_behind(&state).await;
         reconcile::virtual_machines::remove_strays(&state).await?;
         let app = http::front::app(&state);
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());

@@ -1,14 +1,19 @@
 //! Ends what a killed server left of its builds.
 
-use store::StoreError;
-
 use crate::AppState;
 
-/// Undoes every run whose directory is there although no unfinished job owns it. Called before jobs are
-/// claimed: at that moment no run of this process is under way.
-pub(crate) async fn undo_left_behind(state: &AppState) -> Result<(), StoreError> {
+/// Undoes every run that has a directory. Called before jobs are claimed, by the one server that holds the data
+/// folder: at that moment no run can be under way, so whatever is there was left behind. What cannot be undone is
+/// logged, and tried again at the next start.
+pub(crate) async fn undo_left_behind(state: &AppState) {
     let runs_dir = state.fabric.runs_dir();
-    let Ok(entries) = std::fs::read_dir(&runs_dir) else { return Ok(()) };
+    let entries = match std::fs::read_dir(&runs_dir) {
+        Ok(entries) => entries,
+        Err(error) => {
+            tracing::error!(path = %runs_dir.display(), %error, "cannot look for runs that were left behind");
+            return;
+        }
+    };
     for entry in entries.flatten() {
         let Some(run_id) = entry.file_name().to_str().map(str::to_owned) else { continue };
         match build::undo_run(&runs_dir, &run_id).await {
@@ -16,5 +21,4 @@ pub(crate) async fn undo_left_behind(state: &AppState) -> Result<(), StoreError>
             Err(error) => tracing::error!(run_id, %error, "cannot undo a run that was left behind"),
         }
     }
-    Ok(())
 }

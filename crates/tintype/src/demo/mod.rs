@@ -164,7 +164,7 @@ async fn act(
         regions,
         replicated_bytes: first.moved_bytes() + second.moved_bytes() + third.moved_bytes(),
         stored_bytes: scene.stored_bytes()?,
-        logical_bytes: first.number("logicalBytes") as u64 * 3,
+        logical_bytes: [&first, &second, &third].iter().map(|run| run.number("logicalBytes") as u64).sum(),
         vm_ready_s,
         leftovers: 0,
     };

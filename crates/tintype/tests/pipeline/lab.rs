@@ -237,7 +237,10 @@ impl Lab {
         for (pid, command) in self.our_processes() {
             if command.contains("vmhost") {
                 let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+                // It may have ended by itself since it was listed.
+                if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+                    println!("kill vmhost {pid:?}: {error}");
+                }
             }
         }
     }
