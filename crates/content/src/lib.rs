@@ -33,7 +33,7 @@ pub use error::{Error, Result};
 pub use format::{BLOCK_BYTES, BLOCKS_PER_PAGE, MAX_PACK_BYTES};
 pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;
-pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, VerifyReport};
+pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Progress, PutReport, ReplicateReport, replicate};
 

@@ -5,8 +5,10 @@ mod frame_file;
 mod image;
 mod lru;
 mod readahead;
+mod source;
 mod verify;
 
 pub use cache::BlockCache;
 pub use image::{BlockStatus, Image};
+pub use source::ImageSource;
 pub use verify::{DamagedBlock, VerifyReport};

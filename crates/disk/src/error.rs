@@ -45,6 +45,13 @@ pub enum Error {
         /// The disk's size.
         size: u64,
     },
+    /// A disk that is not a file could not be read.
+    #[error("cannot read the disk: {source}")]
+    Source {
+        /// Why; its message names the disk.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Layers which cannot be one chain.
     #[error("these layers are not one chain: {reason}")]
     Chain {

@@ -64,6 +64,16 @@ impl Store {
         self.put(source, Some(base), owner_ref, &progress).await
     }
 
+    /// Puts any disk that can be read sparsely: what its extents do not cover is zeros.
+    pub async fn put_source(
+        &self,
+        source: Arc<dyn BlockSource>,
+        owner_ref: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<PutReport> {
+        self.put(source, None, owner_ref, &progress).await
+    }
+
     async fn put(
         &self,
         source: Arc<dyn BlockSource>,
