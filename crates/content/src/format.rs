@@ -8,7 +8,7 @@ mod segment;
 pub(crate) use frame::{
     EncodedFrame, Frame, FrameKind, MAX_FRAME_BLOCKS, PACK_HEADER_BYTES, compress, pack_header, verify_blocks,
 };
-pub(crate) use manifest::{MAX_MANIFEST_BYTES, Manifest, PageEntry};
+pub(crate) use manifest::{Manifest, PageEntry};
 pub(crate) use page::Page;
 pub(crate) use segment::{ENTRY_BYTES, Entry, Location, SegmentHeader, decode_entry, encode_segment};
 

@@ -6,6 +6,7 @@
 //!
 //! Segments are read from the store's folder directly. A store behind a network will need a local mirror of them.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ use crate::{Error, Result};
 
 /// Entries of one read: what fits 4 KiB.
 const WINDOW_ENTRIES: u64 = 85;
+/// Entries that are read at a time when all are wanted.
+const VISIT_ENTRIES: usize = 4096;
 /// Listings that find a segment gone (merged by another process) before we give up.
 const MAX_LISTINGS: u32 = 10;
 /// Segments that one process opens; each is an open file. Merging keeps a store of 16 million blocks under a hundred.
@@ -27,12 +30,14 @@ const MAX_SEGMENTS: usize = 512;
 pub(crate) struct Index {
     dir: PathBuf,
     segments: RwLock<Arc<Vec<Arc<Segment>>>>,
+    /// Packs that were found gone: a garbage collection elsewhere moved what lives in them. Entries may outlive them.
+    gone: RwLock<HashSet<PackId>>,
 }
 
 impl Index {
     /// Opens the segments in a folder, which need not exist yet.
     pub(crate) fn open(dir: PathBuf) -> Result<Self> {
-        let index = Self { dir, segments: RwLock::default() };
+        let index = Self { dir, segments: RwLock::default(), gone: RwLock::default() };
         index.refresh()?;
         Ok(index)
     }
@@ -51,12 +56,30 @@ impl Index {
 
     /// Where a block or page is. A damaged entry is treated as absent.
     pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
+        self.find_where(hash, |_| true)
+    }
+
+    /// Where a block or page is, in a pack that will do.
+    pub(crate) fn find_where(
+        &self,
+        hash: &[u8; 32],
+        will_do: impl Fn(&PackId) -> bool,
+    ) -> Result<Option<Location>> {
+        let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner);
         for segment in self.segments().iter() {
-            if let Some(location) = segment.find(hash)? {
+            if let Some(location) = segment.find(hash)?
+                && !gone.contains(&location.pack)
+                && will_do(&location.pack)
+            {
                 return Ok(Some(location));
             }
         }
         Ok(None)
+    }
+
+    /// Takes note of a pack that is no longer there.
+    pub(crate) fn forget_pack(&self, pack: PackId) {
+        self.gone.write().unwrap_or_else(PoisonError::into_inner).insert(pack);
     }
 
     pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
@@ -141,8 +164,8 @@ impl Segment {
         self.header.entries
     }
 
-    pub(crate) fn packs(&self) -> usize {
-        self.packs.len()
+    pub(crate) fn packs(&self) -> &[PackId] {
+        &self.packs
     }
 
     /// Reads the whole segment and checks its checksum.
@@ -158,6 +181,36 @@ impl Segment {
         let entries = bytes[at..end].chunks_exact(ENTRY_BYTES);
         let entries: Option<Vec<Entry>> = entries.map(|entry| decode_entry(entry, &self.packs)).collect();
         entries.ok_or_else(|| damaged("an entry is out of range".to_owned()))
+    }
+
+    /// Visits every entry in order, a few at a time in memory; an error where the bytes do not have their checksum.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(&Entry)) -> Result<()> {
+        let damaged = |reason| Error::DamagedObject { object: format!("index/{}", self.name), reason };
+        let mut hasher = blake3::Hasher::new();
+        let mut head = vec![0; self.header.entries_at() as usize];
+        self.file.read_exact_at(&mut head, 0).map_err(Error::io("read", &self.path))?;
+        hasher.update(&head);
+        let mut at = self.header.entries_at();
+        let mut left = self.header.entries;
+        let mut bytes = vec![0; VISIT_ENTRIES * ENTRY_BYTES];
+        while left > 0 {
+            let count = left.min(VISIT_ENTRIES as u64);
+            let part = &mut bytes[..count as usize * ENTRY_BYTES];
+            self.file.read_exact_at(part, at).map_err(Error::io("read", &self.path))?;
+            hasher.update(part);
+            for entry in part.chunks_exact(ENTRY_BYTES) {
+                let entry = decode_entry(entry, &self.packs);
+                visit(&entry.ok_or_else(|| damaged("an entry is out of range".to_owned()))?);
+            }
+            at += part.len() as u64;
+            left -= count;
+        }
+        let mut checksum = [0; 32];
+        self.file.read_exact_at(&mut checksum, at).map_err(Error::io("read", &self.path))?;
+        match hasher.finalize() == checksum {
+            true => Ok(()),
+            false => Err(damaged("its bytes do not have its checksum".to_owned())),
+        }
     }
 
     fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {

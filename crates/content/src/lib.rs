@@ -21,16 +21,19 @@
 
 mod error;
 mod format;
+mod gc;
 mod id;
 mod index;
 mod location;
 pub mod nbd;
 mod read;
+mod refs;
 mod store;
 mod write;
 
 pub use error::{Error, Result};
 pub use format::{BLOCK_BYTES, BLOCKS_PER_PAGE, MAX_PACK_BYTES};
+pub use gc::{GcOptions, GcReport, GcStage};
 pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};

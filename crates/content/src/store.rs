@@ -13,19 +13,17 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::format::{BLOCK_BYTES, Frame, FrameKind, Location, MAX_MANIFEST_BYTES, Manifest, Page};
+use crate::format::{BLOCK_BYTES, Frame, Location, Manifest, Page};
 use crate::id::{BlockHash, ManifestId, PackId, PageId};
 use crate::index::Index;
 use crate::{Error, Result, StoreLocation};
 
 const FORMAT: &str = "tintype-store";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The longest owner of a store or a reference. An ARM resource id is shorter.
 pub const MAX_OWNER_BYTES: usize = 1024;
 /// The largest JSON object that is read.
-const MAX_JSON_BYTES: u64 = 16 << 10;
-/// References that are listed for one image.
-const MAX_REFS: usize = 100_000;
+pub(crate) const MAX_JSON_BYTES: u64 = 16 << 10;
 
 /// An open store. Cloning is cheap; clones share the index.
 #[derive(Clone, Debug)]
@@ -48,13 +46,6 @@ struct Description {
     format: String,
     version: u32,
     id: Uuid,
-    owner: String,
-    created_unix_s: u64,
-}
-
-/// `refs/<manifest>/<owner>`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Reference {
     owner: String,
     created_unix_s: u64,
 }
@@ -160,68 +151,16 @@ impl Store {
         &self.inner.description.owner
     }
 
-    /// Whether the image is here and visible: its manifest is complete, and someone refers to it.
-    pub async fn has_manifest(&self, manifest: &ManifestId) -> Result<bool> {
-        let path = manifest_path(manifest);
-        match self.inner.objects.head(&path).await {
-            Ok(_) => {}
-            Err(object_store::Error::NotFound { .. }) => return Ok(false),
-            Err(error) => return Err(Error::objects("look for", &path)(error)),
-        }
-        self.is_referenced(manifest).await
-    }
-
     /// The size of an image's disk and of its data.
     pub async fn manifest_info(&self, manifest: &ManifestId) -> Result<ManifestInfo> {
         let root = self.load_manifest(manifest).await?;
         Ok(ManifestInfo { logical_bytes: root.logical_bytes, data_blocks: root.data_blocks() })
     }
 
-    /// Lets `owner` refer to a visible image: it stays until its last reference is removed. Doing it again changes nothing.
-    pub async fn add_ref(&self, manifest: &ManifestId, owner: &str) -> Result<()> {
-        if !self.has_manifest(manifest).await? {
-            return Err(self.not_found(manifest));
-        }
-        self.write_ref(manifest, owner).await
-    }
-
-    /// Removes `owner`'s reference; one that is not there is no error.
-    pub async fn remove_ref(&self, manifest: &ManifestId, owner: &str) -> Result<()> {
-        self.check_writable()?;
-        check_owner(owner)?;
-        let path = ref_path(manifest, owner);
-        match self.inner.objects.delete(&path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(Error::objects("remove", &path)(error)),
-        }
-    }
-
-    /// The owners who refer to an image, sorted.
-    pub async fn refs(&self, manifest: &ManifestId) -> Result<Vec<String>> {
-        let folder = refs_folder(manifest);
-        let mut owners = Vec::new();
-        let mut listing = self.inner.objects.list(Some(&folder));
-        while let Some(object) = listing.try_next().await.map_err(Error::objects("list", &folder))? {
-            // A reference that was removed since the listing is none.
-            let Some(bytes) = self.read(&object.location, MAX_JSON_BYTES).await? else { continue };
-            let reference: Reference = serde_json::from_slice(&bytes).map_err(|error| {
-                Error::DamagedObject { object: object.location.to_string(), reason: error.to_string() }
-            })?;
-            owners.push(reference.owner);
-            if owners.len() > MAX_REFS {
-                let reason = format!("image {manifest} has more than {MAX_REFS} references");
-                return Err(Error::Refused { reason });
-            }
-        }
-        owners.sort();
-        Ok(owners)
-    }
-
     /// Counts what is there: lists every object and reads every manifest, so its time grows with the store.
     pub async fn stats(&self) -> Result<StoreStats> {
         self.refresh().await?;
         let mut stats = StoreStats::default();
-        let mut manifests = Vec::new();
         let root = Path::default();
         let mut listing = self.inner.objects.list(None);
         while let Some(object) = listing.try_next().await.map_err(Error::objects("list", &root))? {
@@ -230,15 +169,12 @@ impl Store {
             match name.split_once('/') {
                 Some(("packs", _)) => stats.packs += 1,
                 Some(("index", _)) => stats.segments += 1,
-                Some(("manifests", id)) => manifests.extend(id.parse::<ManifestId>()),
                 _ => {}
             }
         }
-        for manifest in manifests {
-            if self.is_referenced(&manifest).await? {
-                stats.manifests += 1;
-                stats.logical_bytes += self.load_manifest(&manifest).await?.logical_bytes;
-            }
+        for manifest in self.visible_images().await? {
+            stats.manifests += 1;
+            stats.logical_bytes += self.load_manifest(&manifest).await?.logical_bytes;
         }
         stats.indexed = self.inner.index.segments().iter().map(|segment| segment.entries()).sum();
         Ok(stats)
@@ -273,45 +209,63 @@ impl Store {
 
     /// The manifest of a visible image.
     pub(crate) async fn load_manifest(&self, manifest: &ManifestId) -> Result<Manifest> {
-        if !self.is_referenced(manifest).await? {
+        if !self.has_manifest(manifest).await? {
             return Err(self.not_found(manifest));
         }
-        let path = manifest_path(manifest);
-        let bytes = self.read(&path, MAX_MANIFEST_BYTES).await?.ok_or_else(|| self.not_found(manifest))?;
-        Manifest::decode(manifest, &bytes)
-            .map_err(|reason| Error::DamagedObject { object: path.to_string(), reason })
-    }
-
-    /// Writes the manifest and then the reference: what makes an image visible. Returns the bytes that this added.
-    pub(crate) async fn publish(&self, manifest: &Manifest, owner: &str) -> Result<(ManifestId, u64)> {
-        self.check_writable()?;
-        let (id, bytes) = manifest.encode();
-        let path = manifest_path(&id);
-        let mut added = bytes.len() as u64;
-        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.objects.put_opts(&path, bytes.into(), create).await {
-            Ok(_) => {}
-            Err(object_store::Error::AlreadyExists { .. }) => added = 0,
-            Err(error) => return Err(Error::objects("write", &path)(error)),
-        }
-        self.write_ref(&id, owner).await?;
-        Ok((id, added))
+        let frame = self.load_by_hash(manifest.as_bytes()).await?;
+        Manifest::decode(manifest, &frame.plain)
+            .map_err(|reason| Error::DamagedObject { object: format!("manifest {manifest}"), reason })
     }
 
     /// A page by its id, verified.
     pub(crate) async fn load_page(&self, id: &PageId) -> Result<Page> {
-        let hash = *id.as_bytes();
-        let store = self.clone();
-        let location = tokio::task::spawn_blocking(move || store.index().find(&hash)).await??;
-        let location = location
-            .filter(|location| location.kind == FrameKind::Page)
-            .ok_or(Error::NotIndexed { hash: BlockHash::from_bytes(hash) })?;
-        let frame = self.load_frame(&location).await?;
-        let damaged = |reason| Error::DamagedFrame { pack: location.pack, offset: location.offset, reason };
-        if frame.kind != FrameKind::Page || frame.hashes != [hash] {
-            return Err(damaged(format!("it does not hold page {id}")));
+        let frame = self.load_by_hash(id.as_bytes()).await?;
+        Page::decode(&frame.plain)
+            .map_err(|reason| Error::DamagedObject { object: format!("page {id}"), reason })
+    }
+
+    /// A frame that holds this, from whichever pack has it whole: one may be damaged, or gone since the index was read.
+    pub(crate) async fn load_by_hash(&self, hash: &[u8; 32]) -> Result<Frame> {
+        let hash = *hash;
+        let mut first = None;
+        let mut tried = Vec::new();
+        let mut refreshed = false;
+        loop {
+            let (store, skip) = (self.clone(), tried.clone());
+            let find = move || store.index().find_where(&hash, |pack| !skip.contains(pack));
+            let Some(location) = tokio::task::spawn_blocking(find).await?? else {
+                if refreshed {
+                    return Err(first.unwrap_or(Error::NotIndexed { hash: BlockHash::from_bytes(hash) }));
+                }
+                // Another process may have written or moved it since this one looked.
+                self.refresh().await?;
+                refreshed = true;
+                continue;
+            };
+            let (pack, offset) = (location.pack, location.offset);
+            let error = match self.load_frame(&location).await {
+                Ok(frame) if frame.hashes.contains(&hash) && frame.kind == location.kind => return Ok(frame),
+                Ok(_) => {
+                    let reason = "it does not hold what the index says".to_owned();
+                    Error::DamagedFrame { pack, offset, reason }
+                }
+                Err(error) => {
+                    self.note_gone(&error, pack);
+                    error
+                }
+            };
+            tried.push(pack);
+            first.get_or_insert(error);
         }
-        Page::decode(&frame.plain).map_err(damaged)
+    }
+
+    /// Remembers that a pack is gone, if that is what the error says.
+    pub(crate) fn note_gone(&self, error: &Error, pack: PackId) -> bool {
+        let gone = error.is_gone();
+        if gone {
+            self.index().forget_pack(pack);
+        }
+        gone
     }
 
     /// A frame, every byte of it verified against the hashes in it. The caller checks that the hash in its slot is the one
@@ -334,28 +288,6 @@ impl Store {
         let decode = move || Frame::decode(&bytes).map(|frame| (frame, bytes)).map_err(damaged);
         tokio::task::spawn_blocking(decode).await?
     }
-
-    async fn read(&self, path: &Path, max_bytes: u64) -> Result<Option<Bytes>> {
-        read_object(&*self.inner.objects, path, max_bytes).await
-    }
-
-    async fn is_referenced(&self, manifest: &ManifestId) -> Result<bool> {
-        let folder = refs_folder(manifest);
-        let first = self.inner.objects.list(Some(&folder)).try_next().await;
-        Ok(first.map_err(Error::objects("list", &folder))?.is_some())
-    }
-
-    async fn write_ref(&self, manifest: &ManifestId, owner: &str) -> Result<()> {
-        self.check_writable()?;
-        check_owner(owner)?;
-        let path = ref_path(manifest, owner);
-        let reference = Reference { owner: owner.to_owned(), created_unix_s: unix_seconds() };
-        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.objects.put_opts(&path, to_json(&reference).into(), create).await {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-            Err(error) => Err(Error::objects("write", &path)(error)),
-        }
-    }
 }
 
 /// Blocks as bytes, for reports.
@@ -370,19 +302,6 @@ pub(crate) fn pack_path(pack: &PackId) -> Path {
 
 pub(crate) fn segment_path(name: &str) -> Path {
     Path::from(format!("index/{name}"))
-}
-
-fn manifest_path(manifest: &ManifestId) -> Path {
-    Path::from(format!("manifests/{manifest}"))
-}
-
-fn refs_folder(manifest: &ManifestId) -> Path {
-    Path::from(format!("refs/{manifest}"))
-}
-
-fn ref_path(manifest: &ManifestId, owner: &str) -> Path {
-    let name = blake3::hash(owner.as_bytes()).to_hex();
-    Path::from(format!("refs/{manifest}/{}", &name[..32]))
 }
 
 /// Checks a name that ends up in `store.json` or in a reference.
@@ -403,7 +322,11 @@ fn open_folder(location: &StoreLocation) -> Result<Arc<dyn ObjectStore>> {
 }
 
 /// The bytes of an object, or `None` if there is none.
-async fn read_object(objects: &dyn ObjectStore, path: &Path, max_bytes: u64) -> Result<Option<Bytes>> {
+pub(crate) async fn read_object(
+    objects: &dyn ObjectStore,
+    path: &Path,
+    max_bytes: u64,
+) -> Result<Option<Bytes>> {
     let object = match objects.get(path).await {
         Ok(object) => object,
         Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -416,11 +339,11 @@ async fn read_object(objects: &dyn ObjectStore, path: &Path, max_bytes: u64) -> 
     Ok(Some(object.bytes().await.map_err(Error::objects("read", path))?))
 }
 
-fn to_json(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     // Structs of texts and numbers: this cannot fail.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -52,7 +52,7 @@ fn choose(segments: &[Arc<Segment>]) -> Option<Vec<Arc<Segment>>> {
         let group: Vec<_> =
             segments.iter().filter(|s| order(s) == wanted).take(MERGE_SEGMENTS).cloned().collect();
         let entries: u64 = group.iter().map(|segment| segment.entries()).sum();
-        let packs: usize = group.iter().map(|segment| segment.packs()).sum();
+        let packs: usize = group.iter().map(|segment| segment.packs().len()).sum();
         let fits = entries <= MAX_MERGED_ENTRIES && packs <= MAX_MERGED_PACKS;
         (group.len() == MERGE_SEGMENTS && fits).then_some(group)
     })
