@@ -10,7 +10,10 @@ pub(crate) use frame::{
 };
 pub(crate) use manifest::{Manifest, PageEntry};
 pub(crate) use page::Page;
-pub(crate) use segment::{ENTRY_BYTES, Entry, Location, SegmentHeader, decode_entry, encode_segment};
+pub(crate) use segment::{
+    ENTRY_BYTES, Entry, Location, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, SegmentHeader, decode_entry,
+    encode_segment,
+};
 
 /// Bytes of a block, the unit of deduplication.
 pub const BLOCK_BYTES: usize = 64 << 10;

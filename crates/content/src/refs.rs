@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ManifestId, WriterId};
+use crate::objects::create;
 use crate::store::{MAX_JSON_BYTES, Store, check_owner, read_object, to_json, unix_seconds};
 use crate::{Error, Result};
 
@@ -108,30 +109,22 @@ impl Store {
     pub(crate) async fn create_ref(&self, intent: &Intent, owner: &str, writer: &WriterId) -> Result<bool> {
         let reference = Reference { owner: owner.to_owned(), created_unix_s: unix_seconds() };
         let path = intent.path(writer);
-        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.objects().put_opts(&path, to_json(&reference).into(), create).await {
-            Ok(_) => Ok(true),
-            // Our own request, sent twice after its answer was lost; or a collection's empty object.
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                let bytes = read_object(&**self.objects(), &path, MAX_JSON_BYTES).await?;
-                Ok(bytes.is_none_or(|bytes| !bytes.is_empty()))
-            }
-            Err(error) => Err(Error::objects("write", &path)(error)),
+        if create(&**self.objects(), &path, to_json(&reference).into()).await? {
+            return Ok(true);
         }
+        // Our own request, sent twice after its answer was lost; or a collection's empty object.
+        let bytes = read_object(&**self.objects(), &path, MAX_JSON_BYTES).await?;
+        Ok(bytes.is_none_or(|bytes| !bytes.is_empty()))
     }
 
     /// Keeps a writer from making its image visible. `false` when it already has.
     pub(crate) async fn forbid_ref(&self, intent: &Intent, writer: &WriterId) -> Result<bool> {
         let path = intent.path(writer);
-        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.objects().put_opts(&path, Vec::new().into(), create).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                let bytes = read_object(&**self.objects(), &path, MAX_JSON_BYTES).await?;
-                Ok(bytes.is_some_and(|bytes| bytes.is_empty()))
-            }
-            Err(error) => Err(Error::objects("write", &path)(error)),
+        if create(&**self.objects(), &path, Vec::new().into()).await? {
+            return Ok(true);
         }
+        let bytes = read_object(&**self.objects(), &path, MAX_JSON_BYTES).await?;
+        Ok(bytes.is_some_and(|bytes| bytes.is_empty()))
     }
 
     async fn refs_of(&self, manifest: &ManifestId, owner: &OwnerKey) -> Result<Vec<Path>> {

@@ -1,22 +1,20 @@
 //! A store: its description, its images' visibility, and how its objects are named.
 
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::format::{BLOCK_BYTES, Frame, Location, Manifest, Page};
 use crate::id::{BlockHash, ManifestId, PackId, PageId};
-use crate::index::Index;
-use crate::{Error, Result, StoreLocation};
+use crate::index::{Index, Mirror};
+use crate::objects::{check_create_if_absent, connect, create};
+use crate::{Error, Result, StoreLocation, StoreOptions};
 
 const FORMAT: &str = "tintype-store";
 const VERSION: u32 = 2;
@@ -36,7 +34,7 @@ struct Inner {
     objects: Arc<dyn ObjectStore>,
     location: StoreLocation,
     description: Description,
-    index: Index,
+    index: Arc<Index>,
     writable: bool,
 }
 
@@ -80,47 +78,54 @@ impl Store {
     /// Opens a store for reading and writing; creates it if there is none. `owner` says whose store it is (a server's id,
     /// a user): another owner's is refused, so that two servers do not take the same folder for theirs.
     pub async fn open_or_create(location: &StoreLocation, owner: &str) -> Result<Self> {
+        Self::open_or_create_with(location, owner, &StoreOptions::default()).await
+    }
+
+    /// As [`Self::open_or_create`]. A remote one's bucket or container must exist.
+    pub async fn open_or_create_with(
+        location: &StoreLocation,
+        owner: &str,
+        options: &StoreOptions,
+    ) -> Result<Self> {
         check_owner(owner)?;
-        let folder = location.as_folder().to_owned();
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&folder).map_err(Error::io("create", &folder))?;
-        let objects = open_folder(location)?;
-        let path = Path::from("store.json");
-        let description = Description {
-            format: FORMAT.to_owned(),
-            version: VERSION,
-            id: Uuid::new_v4(),
-            owner: owner.to_owned(),
-            created_unix_s: unix_seconds(),
-        };
-        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match objects.put_opts(&path, to_json(&description).into(), create).await {
-            // Two that create at once: one wins, the other opens what is there.
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
-            Err(error) => return Err(Error::objects("create", &path)(error)),
-        }
-        let store = Self::open(location, objects, true).await?;
-        if store.inner.description.owner != owner {
-            let owner = store.inner.description.owner.clone();
-            return Err(Error::OwnedByAnother { location: location.to_string(), owner });
-        }
-        Ok(store)
+        Self::open_with(connect(location, options, true)?, location, Some(owner), options).await
     }
 
     /// Opens a store for reading, whoever owns it. Every change is refused with [`Error::ReadOnly`].
     pub async fn open_read_only(location: &StoreLocation) -> Result<Self> {
-        if !location.as_folder().is_dir() {
-            return Err(Error::NotAStore { location: location.to_string() });
-        }
-        Self::open(location, open_folder(location)?, false).await
+        Self::open_read_only_with(location, &StoreOptions::default()).await
     }
 
-    async fn open(location: &StoreLocation, objects: Arc<dyn ObjectStore>, writable: bool) -> Result<Self> {
+    /// As [`Self::open_read_only`].
+    pub async fn open_read_only_with(location: &StoreLocation, options: &StoreOptions) -> Result<Self> {
+        Self::open_with(connect(location, options, false)?, location, None, options).await
+    }
+
+    /// Opens a store in these objects, for its owner or for reading; `location` is what messages call it, and whose index is
+    /// read in place if it is a folder. For tests, which put faults between.
+    #[doc(hidden)]
+    pub async fn open_with(
+        objects: Arc<dyn ObjectStore>,
+        location: &StoreLocation,
+        owner: Option<&str>,
+        options: &StoreOptions,
+    ) -> Result<Self> {
         let path = Path::from("store.json");
-        let bytes = match read_object(&*objects, &path, MAX_JSON_BYTES).await? {
-            Some(bytes) => bytes,
-            None => return Err(Error::NotAStore { location: location.to_string() }),
-        };
+        let mut bytes = read_object(&*objects, &path, MAX_JSON_BYTES).await?;
+        if let (None, Some(owner)) = (&bytes, owner) {
+            check_owner(owner)?;
+            let description = Description {
+                format: FORMAT.to_owned(),
+                version: VERSION,
+                id: Uuid::new_v4(),
+                owner: owner.to_owned(),
+                created_unix_s: unix_seconds(),
+            };
+            // Two that create at once: one wins, the other opens what is there.
+            create(&*objects, &path, to_json(&description).into()).await?;
+            bytes = read_object(&*objects, &path, MAX_JSON_BYTES).await?;
+        }
+        let bytes = bytes.ok_or_else(|| Error::NotAStore { location: location.to_string() })?;
         let refused = |reason| Error::Format { location: location.to_string(), reason };
         let description: Description = serde_json::from_slice(&bytes)
             .map_err(|error| refused(format!("store.json cannot be read ({error})")))?;
@@ -130,8 +135,21 @@ impl Store {
                 "it is `{format}` of version {version}; this program knows `{FORMAT}` of version {VERSION}"
             )));
         }
-        let dir = location.as_folder().join("index");
-        let index = tokio::task::spawn_blocking(|| Index::open(dir)).await??;
+        if let Some(owner) = owner {
+            if description.owner != owner {
+                let owner = description.owner;
+                return Err(Error::OwnedByAnother { location: location.to_string(), owner });
+            }
+            if location.as_folder().is_none() {
+                check_create_if_absent(&*objects, location, &path, bytes).await?;
+            }
+        }
+        let index = Arc::new(match location.as_folder() {
+            Some(folder) => Index::in_folder(folder.join("index")),
+            None => Index::mirrored(Mirror::open(objects.clone(), options.index_dir_of(description.id)?)?),
+        });
+        index.refresh().await?;
+        let writable = owner.is_some();
         let inner = Inner { objects, location: location.clone(), description, index, writable };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -186,7 +204,7 @@ impl Store {
         &self.inner.objects
     }
 
-    pub(crate) fn index(&self) -> &Index {
+    pub(crate) fn index(&self) -> &Arc<Index> {
         &self.inner.index
     }
 
@@ -203,8 +221,7 @@ impl Store {
 
     /// Takes note of index segments that other processes wrote.
     pub(crate) async fn refresh(&self) -> Result<()> {
-        let store = self.clone();
-        tokio::task::spawn_blocking(move || store.index().refresh()).await?
+        self.inner.index.refresh().await
     }
 
     /// The manifest of a visible image.
@@ -311,14 +328,6 @@ pub(crate) fn check_owner(owner: &str) -> Result<()> {
         return Err(Error::Refused { reason });
     }
     Ok(())
-}
-
-fn open_folder(location: &StoreLocation) -> Result<Arc<dyn ObjectStore>> {
-    let folder: PathBuf = location.as_folder().to_owned();
-    let objects = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(Error::objects("open", &Path::from(folder.display().to_string())))?;
-    // A write that was reported is on the disk.
-    Ok(Arc::new(objects.with_fsync(true)))
 }
 
 /// The bytes of an object, or `None` if there is none.

@@ -59,7 +59,8 @@ impl Store {
 
     /// Removes files of uploads that nobody will finish, in a folder; object stores expire theirs by a rule of the bucket.
     pub(super) async fn remove_dead_uploads(&self, older_than: Duration) -> Result<u64> {
-        let folder = self.location().as_folder().to_owned();
+        let Some(folder) = self.location().as_folder().map(std::path::Path::to_owned) else { return Ok(0) };
+        let listed = folder.clone();
         let writers = self.roots().await?.writers;
         let remove = move || -> std::io::Result<u64> {
             let mut removed = 0;
@@ -77,8 +78,7 @@ impl Store {
             }
             Ok(removed)
         };
-        let path = self.location().as_folder();
-        tokio::task::spawn_blocking(remove).await?.map_err(Error::io("list", path))
+        tokio::task::spawn_blocking(remove).await?.map_err(Error::io("list", &listed))
     }
 }
 

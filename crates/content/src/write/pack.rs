@@ -173,7 +173,9 @@ impl OpenPack {
 pub(crate) async fn write_segment(store: &Store, entries: Vec<Entry>) -> Result<u64> {
     let bytes = tokio::task::spawn_blocking(move || encode_segment(entries)).await?;
     let len = bytes.len() as u64;
-    let path = segment_path(&Uuid::new_v4().simple().to_string());
-    store.objects().put(&path, bytes.into()).await.map_err(Error::objects("write", &path))?;
+    let name = Uuid::new_v4().simple().to_string();
+    let (path, bytes) = (segment_path(&name), Bytes::from(bytes));
+    store.objects().put(&path, bytes.clone().into()).await.map_err(Error::objects("write", &path))?;
+    store.index().keep(&name, bytes).await;
     Ok(len)
 }
