@@ -61,12 +61,7 @@ impl Index {
     }
 
     fn of(source: Source) -> Self {
-        Self {
-            source,
-            refreshing: Default::default(),
-            segments: RwLock::default(),
-            gone: RwLock::default(),
-        }
+        Self { source, refreshing: Default::default(), segments: RwLock::default(), gone: RwLock::default() }
     }
 
     /// Takes note of segments that came or went since.
