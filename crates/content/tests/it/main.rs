@@ -1,6 +1,10 @@
 //! The store through its public API, with real files, real object stores and QEMU's own tools (which must be installed).
 
 mod damage;
+mod faults;
+mod faulty;
 mod nbd;
+mod remote;
+mod servers;
 mod store;
 mod support;
