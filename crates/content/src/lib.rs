@@ -27,6 +27,7 @@ mod location;
 pub mod nbd;
 mod objects;
 mod read;
+mod seal;
 mod store;
 mod write;
 
@@ -36,6 +37,7 @@ pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;
 pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
+pub use seal::{Key, KeyId, KeyRing};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Progress, PutReport, ReplicateReport, replicate};
 

@@ -5,6 +5,7 @@ mod faults;
 mod faulty;
 mod nbd;
 mod remote;
+mod sealed;
 mod servers;
 mod store;
 mod support;
