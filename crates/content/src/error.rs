@@ -50,7 +50,8 @@ pub enum Error {
     /// The store is encrypted, and what was created with this key cannot be read without it.
     #[error(
         "the store at {location} is encrypted with key {key_id}, which was not given: set TINTYPE_STORE_KEY_FILE to a file \
-         with it (older keys follow the current one), or TINTYPE_STORE_KEY to the key"
+         with it (older keys follow the current one), or TINTYPE_STORE_KEY to the key; for a service, `key_file` of its \
+         region"
     )]
     KeyNeeded {
         /// The place.

@@ -67,8 +67,10 @@ impl FrameSealer {
 pub(crate) enum NotOpened {
     /// It is sealed, and there are no keys.
     NoKeys,
-    /// It was changed, or sealed with a key that is not in the ring.
+    /// It was changed; or it is a frame, which does not say its key, and that is not in the ring.
     NoKeyFits,
+    /// It says that it is sealed with this key, which is not in the ring.
+    KeyMissing(KeyId),
     /// Its header is not one.
     Unknown,
 }
@@ -78,6 +80,9 @@ impl NotOpened {
         let text = match self {
             Self::NoKeys => "it is encrypted, and the store's description does not say so",
             Self::NoKeyFits => "none of the store's keys opens it: it was changed",
+            Self::KeyMissing(key_id) => {
+                return format!("it is encrypted with key {key_id}, which was not given");
+            }
             Self::Unknown => "it has flags that this program does not know",
         };
         text.to_owned()
@@ -143,8 +148,12 @@ pub(crate) fn open_object(keys: Option<&KeyRing>, name: &str, bytes: Bytes) -> R
     if le32(header, 8) != VERSION {
         return Err(NotOpened::Unknown);
     }
-    let keys = keys.ok_or(NotOpened::NoKeys)?;
-    let key = keys.all().find(|key| header.ends_with(key.id().as_bytes())).ok_or(NotOpened::NoKeyFits)?;
+    let mut key_id = [0; 16];
+    key_id.copy_from_slice(&header[OBJECT_HEADER_BYTES - 16..]);
+    let key_id = KeyId::from_bytes(key_id);
+    let key = keys
+        .and_then(|keys| keys.all().find(|key| key.id() == key_id))
+        .ok_or(NotOpened::KeyMissing(key_id))?;
     let data = object_context(header, name);
     let mut content = content.to_vec();
     let opened = object_key(key, name).open_in_place(zero_nonce(), Aad::from(data), &mut content);
@@ -269,7 +278,9 @@ mod tests {
         let rotated = ring(&[2, 1]);
         assert_eq!(open_object(Some(&rotated), "index/a", sealed.clone()).expect("opens"), "content");
         assert_eq!(open_object(None, "index/a", "plain".into()).expect("as it is"), "plain");
-        assert_eq!(open_object(None, "index/a", sealed.clone()), Err(NotOpened::NoKeys));
+        let missing = Err(NotOpened::KeyMissing(keys.current().id()));
+        assert_eq!(open_object(None, "index/a", sealed.clone()), missing);
+        assert_eq!(open_object(Some(&ring(&[2])), "index/a", sealed.clone()), missing);
         assert_eq!(open_object(Some(&keys), "index/b", sealed.clone()), Err(NotOpened::NoKeyFits));
         for at in 0..sealed.len() {
             let mut bad = sealed.to_vec();

@@ -172,7 +172,7 @@ impl Store {
             (Some(folder), None) => Index::in_folder(folder.join("index")),
             _ => {
                 let dir = options.index_dir_of(description.id)?;
-                Index::mirrored(Mirror::open(objects.clone(), dir, keys.clone())?)
+                Index::mirrored(Mirror::open(objects.clone(), location, dir, keys.clone())?)
             }
         });
         index.refresh().await?;

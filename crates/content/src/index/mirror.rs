@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use super::{MAX_SEGMENTS, is_segment_name};
 use crate::format::MAX_SEGMENT_BYTES;
-use crate::seal::{KeyRing, NotOpened, OBJECT_OVERHEAD_BYTES, open_object};
+use crate::seal::{KeyId, KeyRing, NotOpened, OBJECT_OVERHEAD_BYTES, open_object};
 use crate::store::segment_path;
-use crate::{Error, Result};
+use crate::{Error, Result, StoreLocation};
 
 /// Segments that are fetched at a time.
 const FETCHES: usize = 4;
@@ -41,6 +41,8 @@ const STALE_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct Mirror {
     objects: Arc<dyn ObjectStore>,
+    /// Where they are, for messages.
+    location: StoreLocation,
     dir: PathBuf,
     /// Of a store whose segments are sealed.
     keys: Option<Arc<KeyRing>>,
@@ -51,12 +53,19 @@ impl Mirror {
     /// Opens the folder, which is made if need be.
     pub(crate) fn open(
         objects: Arc<dyn ObjectStore>,
+        location: &StoreLocation,
         dir: PathBuf,
         keys: Option<Arc<KeyRing>>,
     ) -> Result<Self> {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
-        Ok(Self { objects, dir, keys, memory: Arc::new(Semaphore::new(MAX_FETCH_MIB as usize)) })
+        Ok(Self {
+            objects,
+            location: location.clone(),
+            dir,
+            keys,
+            memory: Arc::new(Semaphore::new(MAX_FETCH_MIB as usize)),
+        })
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -132,18 +141,36 @@ impl Mirror {
             let (keys, object) = (self.keys.clone(), path.to_string());
             let kept = tokio::task::spawn_blocking(move || {
                 if bytes.len() as u64 != size {
-                    return Err(format!("{} of its {size} bytes came", bytes.len()));
+                    return Err(Wrong::Damaged(format!("{} of its {size} bytes came", bytes.len())));
                 }
-                let bytes = open_object(keys.as_deref(), &object, bytes).map_err(NotOpened::reason)?;
-                check(&bytes)?;
-                Ok::<_, String>(write_new(&dir, &target, &bytes))
+                let bytes = open_object(keys.as_deref(), &object, bytes)?;
+                check(&bytes).map_err(Wrong::Damaged)?;
+                Ok(write_new(&dir, &target, &bytes))
             });
             match kept.await? {
                 Ok(kept) => return kept.map(|()| true),
-                Err(wrong) => reason = wrong,
+                Err(Wrong::KeyMissing(key_id)) => {
+                    return Err(Error::KeyNeeded { location: self.location.to_string(), key_id });
+                }
+                Err(Wrong::Damaged(wrong)) => reason = wrong,
             }
         }
         Err(Error::DamagedObject { object: path.to_string(), reason })
+    }
+}
+
+/// Why a segment that was fetched is not kept.
+enum Wrong {
+    Damaged(String),
+    KeyMissing(KeyId),
+}
+
+impl From<NotOpened> for Wrong {
+    fn from(why: NotOpened) -> Self {
+        match why {
+            NotOpened::KeyMissing(key_id) => Self::KeyMissing(key_id),
+            other => Self::Damaged(other.reason()),
+        }
     }
 }
 
@@ -218,22 +245,23 @@ mod tests {
     async fn copies_follow_the_store() {
         let objects = Arc::new(InMemory::new());
         let dir = tempfile::tempdir().expect("temporary folder");
+        let location: StoreLocation = "s3://bucket".parse().expect("location");
         let [a, b] = ["a".repeat(32), "b".repeat(32)];
         let segment = encode_segment(Vec::new());
         objects.put(&segment_path(&a), segment.clone().into()).await.expect("put");
         objects.put(&segment_path("unfinished#1"), "torn".into()).await.expect("put");
 
-        let mirror = Mirror::open(objects.clone(), dir.path().join("m"), None).expect("open");
+        let mirror = Mirror::open(objects.clone(), &location, dir.path().join("m"), None).expect("open");
         assert_eq!(mirror.sync().await.expect("sync"), Some(vec![a.clone()]));
         assert_eq!(std::fs::read(dir.path().join("m").join(&a)).expect("copy"), segment);
 
         // Merged: one comes, one goes. A process which is there already does the same beside it.
         objects.put(&segment_path(&b), segment.clone().into()).await.expect("put");
         objects.delete(&segment_path(&a)).await.expect("delete");
-        let other = Mirror::open(objects.clone(), dir.path().join("m"), None).expect("open");
+        let other = Mirror::open(objects.clone(), &location, dir.path().join("m"), None).expect("open");
         assert_eq!(other.sync().await.expect("sync"), Some(vec![b.clone()]));
         assert_eq!(mirror.sync().await.expect("sync"), Some(vec![b.clone()]));
-        assert_eq!(names(mirror.dir()), [b.clone()]);
+        assert_eq!(names(mirror.dir()), std::slice::from_ref(&b));
 
         let mut damaged = segment;
         damaged[20] ^= 1;

@@ -91,6 +91,9 @@ async fn keys_are_rotated() {
     let old = open_folder(&place, "store", &[1]).await.expect("store");
     let (first, second) = (noise(1, 5 * BLOCK), [noise(1, 5 * BLOCK), noise(2, 3 * BLOCK)].concat());
     let one = put(&old, &place.raw("one.raw", &first)).await.manifest;
+    let elsewhere = Store::open_read_only_with(&place.location("store"), &sealed(&place, "elsewhere", &[1]))
+        .await
+        .expect("open");
     let rotated = open_folder(&place, "store", &[2, 1]).await.expect("store");
     let report = put(&rotated, &place.raw("two.raw", &second)).await;
     assert_eq!(report.new_blocks, 3);
@@ -98,10 +101,15 @@ async fn keys_are_rotated() {
         assert!(&read_all(&open(&rotated, id).await).await == disk);
         assert_eq!(rotated.verify(id).await.expect("verify").damaged_blocks, 0);
     }
-    // Who was not told of the new key reads what the old one sealed, as far as the local copies of the index go, and learns
-    // which one is missing.
-    let error = read_error(&old, &report.manifest).await.to_string();
-    assert!(error.contains(&ring(&[2]).current().id().to_string()), "{error}");
+    // Who was not told of the new key learns which one is missing: from a frame, where the copies of the index are shared,
+    // and from the index otherwise.
+    for store in [&old, &elsewhere] {
+        let error = read_error(store, &report.manifest).await;
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let text = format!("{error} {source:?}");
+        assert!(text.contains("TINTYPE_STORE_KEY"), "{text}");
+        assert!(text.contains(&ring(&[2]).current().id().to_string()), "{text}");
+    }
     let error = open_folder(&place, "store", &[2]).await.expect_err("refused").to_string();
     assert!(error.contains(&ring(&[1]).current().id().to_string()), "{error}");
 }
