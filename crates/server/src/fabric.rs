@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use build::platform::{Catalog, CatalogError};
 use build::{CacheLimits, StepCache};
+use content::{KeyRing, StoreLocation, StoreOptions};
 use model::Region;
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
@@ -64,7 +65,8 @@ pub struct Fabric {
 }
 
 struct RegionStore {
-    location: PathBuf,
+    location: StoreLocation,
+    key_file: Option<PathBuf>,
     open: Mutex<Option<content::Store>>,
 }
 
@@ -82,7 +84,11 @@ impl Fabric {
             .regions
             .iter()
             .map(|region| {
-                let store = RegionStore { location: region.store.clone(), open: Mutex::new(None) };
+                let store = RegionStore {
+                    location: region.store.clone(),
+                    key_file: region.key_file.clone(),
+                    open: Mutex::new(None),
+                };
                 (region.name.clone(), store)
             })
             .collect();
@@ -129,8 +135,10 @@ impl Fabric {
             return Ok(store.clone());
         }
         let fail = |source| FabricError::Store { region: region.clone(), source: Box::new(source) };
-        let location = known.location.to_string_lossy().parse().map_err(fail)?;
-        let store = content::Store::open_or_create(&location, "tintype").await.map_err(fail)?;
+        let keys = known.key_file.as_deref().map(KeyRing::from_file).transpose().map_err(fail)?;
+        let options = StoreOptions { index_dir: Some(self.index_dir()), keys, ..StoreOptions::default() };
+        let store = content::Store::open_or_create_with(&known.location, "tintype", &options);
+        let store = store.await.map_err(fail)?;
         *open = Some(store.clone());
         Ok(store)
     }
@@ -140,7 +148,15 @@ impl Fabric {
     /// # Errors
     /// When the region is not configured.
     pub fn store_location(&self, region: &Region) -> Result<String, FabricError> {
-        Ok(self.region(region)?.location.to_string_lossy().into_owned())
+        Ok(self.region(region)?.location.to_string())
+    }
+
+    /// File with the keys of a region's store, as VM processes read it.
+    ///
+    /// # Errors
+    /// When the region is not configured.
+    pub fn store_key_file(&self, region: &Region) -> Result<Option<PathBuf>, FabricError> {
+        Ok(self.region(region)?.key_file.clone())
     }
 
     fn region(&self, region: &Region) -> Result<&RegionStore, FabricError> {
@@ -167,6 +183,7 @@ impl Fabric {
             cache: self.step_cache.clone(),
             store: self.store(region).await?,
             store_location: self.store_location(region)?,
+            store_key_file: self.store_key_file(region)?,
             block_cache_dir: self.block_cache_dir(),
             block_cache_bytes_max: BLOCK_CACHE_BYTES_MAX,
             accelerator: self.accelerator().await?,
@@ -183,6 +200,11 @@ impl Fabric {
     /// Block cache that all VMs of this host share.
     pub fn block_cache_dir(&self) -> PathBuf {
         self.data_dir.join("block-cache")
+    }
+
+    /// Copies of remote stores' indexes. Beside the block cache: there the VMs' processes look for it.
+    fn index_dir(&self) -> PathBuf {
+        self.data_dir.join(vmhost::INDEX_DIR)
     }
 
     /// Parent of the builds' directories.
