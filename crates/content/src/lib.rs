@@ -23,6 +23,7 @@ mod error;
 mod format;
 mod id;
 mod index;
+mod list;
 mod location;
 pub mod nbd;
 mod read;

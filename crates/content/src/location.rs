@@ -19,6 +19,11 @@ impl StoreLocation {
         Ok(Self { folder })
     }
 
+    /// The folder, where the store is one on this host.
+    pub fn local_folder(&self) -> Option<&Path> {
+        Some(&self.folder)
+    }
+
     pub(crate) fn as_folder(&self) -> &Path {
         &self.folder
     }

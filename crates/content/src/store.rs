@@ -124,6 +124,15 @@ impl Store {
         Self::open(location, open_folder(location)?, false).await
     }
 
+    /// Opens a store that exists for reading and writing, whoever owns it: for people who look after it by hand. The caller
+    /// has made sure that its owner does not use it now.
+    pub async fn open_writable(location: &StoreLocation) -> Result<Self> {
+        if !location.as_folder().is_dir() {
+            return Err(Error::NotAStore { location: location.to_string() });
+        }
+        Self::open(location, open_folder(location)?, true).await
+    }
+
     async fn open(location: &StoreLocation, objects: Arc<dyn ObjectStore>, writable: bool) -> Result<Self> {
         let path = Path::from("store.json");
         let bytes = match read_object(&*objects, &path, MAX_JSON_BYTES).await? {
@@ -375,6 +384,9 @@ pub(crate) fn segment_path(name: &str) -> Path {
 fn manifest_path(manifest: &ManifestId) -> Path {
     Path::from(format!("manifests/{manifest}"))
 }
+
+/// Where all references are; see `list.rs`.
+pub(crate) const REFS: &str = "refs";
 
 fn refs_folder(manifest: &ManifestId) -> Path {
     Path::from(format!("refs/{manifest}"))

@@ -1,0 +1,60 @@
+//! Opening a store by its place, and leaving alone what a live server uses.
+
+use content::{Store, StoreLocation};
+
+/// Who refers to what these commands put, unless the user says otherwise.
+pub(super) const OWNER: &str = "cli";
+
+/// What is wanted of a store, for the message when a server has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    Put,
+    Replicate,
+    Remove,
+}
+
+/// The store at `location`, to read.
+pub(super) async fn to_read(location: &StoreLocation) -> anyhow::Result<Store> {
+    Ok(Store::open_read_only(location).await?)
+}
+
+/// The store at `location`, to change; whoever owns it, unless a server uses it now.
+pub(super) async fn to_change(location: &StoreLocation, change: Change) -> anyhow::Result<Store> {
+    refuse_if_served(location, change)?;
+    Ok(Store::open_writable(location).await?)
+}
+
+/// As [`to_change`]; made, for `owner`, where there is none.
+pub(super) async fn to_change_or_create(
+    location: &StoreLocation,
+    owner: &str,
+    change: Change,
+) -> anyhow::Result<Store> {
+    refuse_if_served(location, change)?;
+    match Store::open_writable(location).await {
+        Err(content::Error::NotAStore { .. }) => Ok(Store::open_or_create(location, owner).await?),
+        opened => Ok(opened?),
+    }
+}
+
+fn refuse_if_served(location: &StoreLocation, change: Change) -> anyhow::Result<()> {
+    let Some(folder) = location.local_folder() else { return Ok(()) };
+    let Some(holder) = server::store_lock::holder(folder)? else { return Ok(()) };
+    let instead = match change {
+        Change::Put => {
+            "create an image version from the disk (PUT …/galleries/G/images/I/versions/V), or put it into another \
+             store and replicate from there"
+        }
+        Change::Replicate => {
+            "add the region to the version's targetRegions (PATCH …/galleries/G/images/I/versions/V)"
+        }
+        Change::Remove => {
+            "delete the version or image that refers to it (DELETE …/galleries/G/images/I/versions/V)"
+        }
+    };
+    anyhow::bail!(
+        "the server (pid {}) uses this store for region {}; use its API: {instead}. Or stop the server first",
+        holder.pid,
+        holder.region,
+    )
+}
