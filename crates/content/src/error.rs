@@ -107,6 +107,12 @@ pub enum Error {
         /// The disk's size.
         size: u64,
     },
+    /// Garbage collections were in the way of a write, each time that it was tried.
+    #[error("{reason}")]
+    Contended {
+        /// What to do.
+        reason: String,
+    },
     /// The object store refused.
     #[error("cannot {action} `{object}`: {source}")]
     Objects {
@@ -138,6 +144,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether an object was not there.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Objects { source: object_store::Error::NotFound { .. }, .. })
+    }
+
     pub(crate) fn objects(
         action: &'static str,
         object: &object_store::path::Path,

@@ -8,9 +8,12 @@ mod segment;
 pub(crate) use frame::{
     EncodedFrame, Frame, FrameKind, MAX_FRAME_BLOCKS, PACK_HEADER_BYTES, compress, pack_header, verify_blocks,
 };
-pub(crate) use manifest::{MAX_MANIFEST_BYTES, Manifest, PageEntry};
+pub(crate) use manifest::{Manifest, PageEntry};
 pub(crate) use page::Page;
-pub(crate) use segment::{ENTRY_BYTES, Entry, Location, SegmentHeader, decode_entry, encode_segment};
+pub(crate) use segment::{
+    ENTRY_BYTES, Entry, Location, MAX_SEGMENT_BYTES, MAX_SEGMENT_ENTRIES, SegmentHeader, decode_entry,
+    encode_segment,
+};
 
 /// Bytes of a block, the unit of deduplication.
 pub const BLOCK_BYTES: usize = 64 << 10;

@@ -58,7 +58,7 @@ hash_id! {
 
 /// A text that is not an id.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not the id of an image: 64 hex digits in lower case are")]
+#[error("`{0}` is not an id: an image's has 64 hex digits in lower case")]
 pub struct ParseIdError(String);
 
 impl FromStr for ManifestId {
@@ -92,8 +92,16 @@ impl From<ManifestId> for String {
 pub struct PackId([u8; 16]);
 
 impl PackId {
-    pub(crate) fn random() -> Self {
-        Self(uuid::Uuid::new_v4().into_bytes())
+    /// A new pack's id: the first half is its writer's, the rest is random.
+    pub(crate) fn of_writer(writer: &WriterId) -> Self {
+        let mut id = uuid::Uuid::new_v4().into_bytes();
+        id[..8].copy_from_slice(&writer.0[..8]);
+        Self(id)
+    }
+
+    /// Whether this writer made the pack.
+    pub(crate) fn is_of(&self, writer: &WriterId) -> bool {
+        self.0[..8] == writer.0[..8]
     }
 
     pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
@@ -114,6 +122,47 @@ impl fmt::Display for PackId {
 impl fmt::Debug for PackId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for PackId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_hex16(text).map(Self)
+    }
+}
+
+/// The id of one write that is under way: 16 random bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct WriterId([u8; 16]);
+
+impl WriterId {
+    pub(crate) fn random() -> Self {
+        Self(uuid::Uuid::new_v4().into_bytes())
+    }
+}
+
+impl fmt::Display for WriterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for WriterId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_hex16(text).map(Self)
+    }
+}
+
+/// 32 hex digits in lower case.
+fn parse_hex16(text: &str) -> Result<[u8; 16], ParseIdError> {
+    let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    match u128::from_str_radix(text, 16) {
+        Ok(number) if digits => Ok(number.to_be_bytes()),
+        _ => Err(ParseIdError(text.chars().take(80).collect())),
     }
 }
 

@@ -4,43 +4,79 @@
 //! from the page cache finds it. No entry is kept in this process's memory, whatever the store's size; a process holds an
 //! open file and a list of pack ids for each segment, and merging keeps segments few (`write/merge.rs`).
 //!
-//! Segments are read from the store's folder directly. A store behind a network will need a local mirror of them.
+//! The segments of a folder store are read where they are. Those of a remote one are read from local copies (`mirror.rs`).
 
+mod mirror;
+
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::Bytes;
+
+pub(crate) use self::mirror::Mirror;
 use crate::format::{ENTRY_BYTES, Entry, Location, SegmentHeader, decode_entry};
 use crate::id::PackId;
 use crate::{Error, Result};
 
 /// Entries of one read: what fits 4 KiB.
 const WINDOW_ENTRIES: u64 = 85;
+/// Entries that are read at a time when all are wanted.
+const VISIT_ENTRIES: usize = 4096;
 /// Listings that find a segment gone (merged by another process) before we give up.
 const MAX_LISTINGS: u32 = 10;
 /// Segments that one process opens; each is an open file. Merging keeps a store of 16 million blocks under a hundred.
 const MAX_SEGMENTS: usize = 512;
 
-/// The segments of one store. Every method blocks on local files.
+/// The segments of one store.
 #[derive(Debug)]
 pub(crate) struct Index {
-    dir: PathBuf,
+    source: Source,
+    /// Held while segments are listed and opened, so that an older listing never replaces a newer one.
+    refreshing: tokio::sync::Mutex<()>,
     segments: RwLock<Arc<Vec<Arc<Segment>>>>,
+    /// Packs that were found gone: a garbage collection elsewhere moved what lives in them. Entries may outlive them.
+    gone: RwLock<HashSet<PackId>>,
+}
+
+/// Where segments are read from.
+#[derive(Debug)]
+enum Source {
+    /// The store's own folder, which need not exist yet.
+    Folder(PathBuf),
+    Mirror(Mirror),
 }
 
 impl Index {
-    /// Opens the segments in a folder, which need not exist yet.
-    pub(crate) fn open(dir: PathBuf) -> Result<Self> {
-        let index = Self { dir, segments: RwLock::default() };
-        index.refresh()?;
-        Ok(index)
+    /// The index of a store in a folder of this host; empty until it is refreshed.
+    pub(crate) fn in_folder(dir: PathBuf) -> Self {
+        Self::of(Source::Folder(dir))
+    }
+
+    /// The index of a store whose segments are copied; empty until it is refreshed.
+    pub(crate) fn mirrored(mirror: Mirror) -> Self {
+        Self::of(Source::Mirror(mirror))
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, refreshing: Default::default(), segments: RwLock::default(), gone: RwLock::default() }
     }
 
     /// Takes note of segments that came or went since.
-    pub(crate) fn refresh(&self) -> Result<()> {
+    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<()> {
+        let _alone = self.refreshing.lock().await;
         for _ in 0..MAX_LISTINGS {
-            if let Some(segments) = self.list_and_open()? {
+            let names = match &self.source {
+                Source::Folder(_) => None,
+                Source::Mirror(mirror) => match mirror.sync().await? {
+                    None => continue,
+                    names => names,
+                },
+            };
+            let index = Arc::clone(self);
+            if let Some(segments) = tokio::task::spawn_blocking(move || index.open_segments(names)).await?? {
                 *self.segments.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(segments);
                 return Ok(());
             }
@@ -49,40 +85,73 @@ impl Index {
         Err(Error::DamagedObject { object: "index".to_owned(), reason })
     }
 
-    /// Where a block or page is. A damaged entry is treated as absent.
+    /// Keeps a copy of a segment that this process wrote to the store, if copies are kept.
+    pub(crate) async fn keep(&self, name: &str, bytes: Bytes) {
+        let Source::Mirror(mirror) = &self.source else { return };
+        if let Err(error) = mirror.keep(name, bytes).await {
+            // The next refresh fetches it, and says it if it cannot.
+            tracing::warn!(%error, "an index segment could not be kept");
+        }
+    }
+
+    /// Where a block or page is. A damaged entry is treated as absent. Blocks on local files.
     pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
+        self.find_where(hash, |_| true)
+    }
+
+    /// Where a block or page is, in a pack that will do.
+    pub(crate) fn find_where(
+        &self,
+        hash: &[u8; 32],
+        will_do: impl Fn(&PackId) -> bool,
+    ) -> Result<Option<Location>> {
+        let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner);
         for segment in self.segments().iter() {
-            if let Some(location) = segment.find(hash)? {
+            if let Some(location) = segment.find(hash)?
+                && !gone.contains(&location.pack)
+                && will_do(&location.pack)
+            {
                 return Ok(Some(location));
             }
         }
         Ok(None)
     }
 
+    /// Takes note of a pack that is no longer there.
+    pub(crate) fn forget_pack(&self, pack: PackId) {
+        self.gone.write().unwrap_or_else(PoisonError::into_inner).insert(pack);
+    }
+
     pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
         Arc::clone(&self.segments.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// `None` when a listed segment was gone when it was opened.
-    fn list_and_open(&self) -> Result<Option<Vec<Arc<Segment>>>> {
+    /// Opens the segments of these names, or those in the folder. `None` when one was gone when it was opened.
+    fn open_segments(&self, names: Option<Vec<String>>) -> Result<Option<Vec<Arc<Segment>>>> {
+        let (dir, mirror) = match &self.source {
+            Source::Folder(dir) => (dir.as_path(), None),
+            Source::Mirror(mirror) => (mirror.dir(), Some(mirror)),
+        };
+        let names = match names {
+            Some(names) => names,
+            None => list_folder(dir)?,
+        };
         let known = self.segments();
         let mut segments = Vec::new();
-        let listing = match std::fs::read_dir(&self.dir) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(segments)),
-            Err(error) => return Err(Error::io("list", &self.dir)(error)),
-        };
-        for file in listing {
-            let name = file.map_err(Error::io("list", &self.dir))?.file_name();
-            // Anything else is an upload which did not finish.
-            let Some(name) = name.to_str().filter(|name| is_segment_name(name)) else { continue };
+        for name in names {
             if let Some(segment) = known.iter().find(|segment| segment.name == name) {
                 segments.push(Arc::clone(segment));
                 continue;
             }
-            match Segment::open(&self.dir, name)? {
-                Some(segment) => segments.push(Arc::new(segment)),
-                None => return Ok(None),
+            match (Segment::open(dir, &name), mirror) {
+                (Ok(Some(segment)), _) => segments.push(Arc::new(segment)),
+                (Ok(None), _) => return Ok(None),
+                (Err(error @ Error::DamagedObject { .. }), Some(mirror)) => {
+                    tracing::warn!(%error, "a local copy is fetched again");
+                    mirror.forget(&name);
+                    return Ok(None);
+                }
+                (Err(error), _) => return Err(error),
             }
         }
         if segments.len() > MAX_SEGMENTS {
@@ -93,6 +162,21 @@ impl Index {
         segments.sort_by_key(|segment| std::cmp::Reverse(segment.header.entries));
         Ok(Some(segments))
     }
+}
+
+fn list_folder(dir: &Path) -> Result<Vec<String>> {
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    let mut names = Vec::new();
+    for file in listing {
+        let name = file.map_err(Error::io("list", dir))?.file_name();
+        // Anything else is an upload which did not finish.
+        names.extend(name.into_string().ok().filter(|name| is_segment_name(name)));
+    }
+    Ok(names)
 }
 
 fn is_segment_name(name: &str) -> bool {
@@ -141,8 +225,8 @@ impl Segment {
         self.header.entries
     }
 
-    pub(crate) fn packs(&self) -> usize {
-        self.packs.len()
+    pub(crate) fn packs(&self) -> &[PackId] {
+        &self.packs
     }
 
     /// Reads the whole segment and checks its checksum.
@@ -158,6 +242,36 @@ impl Segment {
         let entries = bytes[at..end].chunks_exact(ENTRY_BYTES);
         let entries: Option<Vec<Entry>> = entries.map(|entry| decode_entry(entry, &self.packs)).collect();
         entries.ok_or_else(|| damaged("an entry is out of range".to_owned()))
+    }
+
+    /// Visits every entry in order, a few at a time in memory; an error where the bytes do not have their checksum.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(&Entry)) -> Result<()> {
+        let damaged = |reason| Error::DamagedObject { object: format!("index/{}", self.name), reason };
+        let mut hasher = blake3::Hasher::new();
+        let mut head = vec![0; self.header.entries_at() as usize];
+        self.file.read_exact_at(&mut head, 0).map_err(Error::io("read", &self.path))?;
+        hasher.update(&head);
+        let mut at = self.header.entries_at();
+        let mut left = self.header.entries;
+        let mut bytes = vec![0; VISIT_ENTRIES * ENTRY_BYTES];
+        while left > 0 {
+            let count = left.min(VISIT_ENTRIES as u64);
+            let part = &mut bytes[..count as usize * ENTRY_BYTES];
+            self.file.read_exact_at(part, at).map_err(Error::io("read", &self.path))?;
+            hasher.update(part);
+            for entry in part.chunks_exact(ENTRY_BYTES) {
+                let entry = decode_entry(entry, &self.packs);
+                visit(&entry.ok_or_else(|| damaged("an entry is out of range".to_owned()))?);
+            }
+            at += part.len() as u64;
+            left -= count;
+        }
+        let mut checksum = [0; 32];
+        self.file.read_exact_at(&mut checksum, at).map_err(Error::io("read", &self.path))?;
+        match hasher.finalize() == checksum {
+            true => Ok(()),
+            false => Err(damaged("its bytes do not have its checksum".to_owned())),
+        }
     }
 
     fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
@@ -207,15 +321,21 @@ mod tests {
         Entry { hash: *blake3::hash(&number.to_le_bytes()).as_bytes(), location }
     }
 
-    #[test]
-    fn every_entry_is_found_and_nothing_else() {
+    async fn open(dir: &Path) -> Result<Arc<Index>> {
+        let index = Arc::new(Index::in_folder(dir.to_owned()));
+        index.refresh().await?;
+        Ok(index)
+    }
+
+    #[tokio::test]
+    async fn every_entry_is_found_and_nothing_else() {
         let dir = tempfile::tempdir().expect("temporary folder");
         for (name, range) in [("a", 0..5000), ("b", 5000..5001), ("c", 0..0)] {
             let bytes = encode_segment(range.map(entry).collect());
             std::fs::write(dir.path().join(name.repeat(32)), bytes).expect("write");
         }
         std::fs::write(dir.path().join(format!("{}#1", "d".repeat(32))), b"torn").expect("write");
-        let index = Index::open(dir.path().to_owned()).expect("open");
+        let index = open(dir.path()).await.expect("open");
         for number in 0..5001 {
             let entry = entry(number);
             assert_eq!(index.find(&entry.hash).expect("find"), Some(entry.location), "{number}");
@@ -229,8 +349,8 @@ mod tests {
     }
 
     /// Hashes that are not uniform (an adversary's, or all in one corner) are found too, only slower.
-    #[test]
-    fn skewed_hashes_are_found() {
+    #[tokio::test]
+    async fn skewed_hashes_are_found() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let skewed = |number: u32| {
             let mut entry = entry(number);
@@ -240,25 +360,25 @@ mod tests {
         };
         let bytes = encode_segment((0..3000).map(skewed).collect());
         std::fs::write(dir.path().join("a".repeat(32)), bytes).expect("write");
-        let index = Index::open(dir.path().to_owned()).expect("open");
+        let index = open(dir.path()).await.expect("open");
         for number in 0..3000 {
             assert!(index.find(&skewed(number).hash).expect("find").is_some(), "{number}");
         }
     }
 
-    #[test]
-    fn damaged_segments_are_named() {
+    #[tokio::test]
+    async fn damaged_segments_are_named() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let file = dir.path().join("a".repeat(32));
         let good = encode_segment((0..10).map(entry).collect());
         std::fs::write(&file, &good[..good.len() - 1]).expect("write");
-        let error = Index::open(dir.path().to_owned()).expect_err("damage").to_string();
+        let error = open(dir.path()).await.expect_err("damage").to_string();
         assert!(error.contains("aaaa"), "{error}");
 
         let mut flipped = good;
         flipped[100] ^= 1;
         std::fs::write(&file, flipped).expect("write");
-        let index = Index::open(dir.path().to_owned()).expect("its header is right");
+        let index = open(dir.path()).await.expect("its header is right");
         assert!(index.segments()[0].read_all().is_err());
     }
 }

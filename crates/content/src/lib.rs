@@ -9,7 +9,7 @@
 //!            ▼                              ▼
 //!   write/   blocks → dedup → frames → packs → index segment → manifest → reference
 //!                                   │
-//!   store    a folder ◄─────────────┘          (the reference makes an image visible)
+//!   store    a folder, S3, Azure, GCS ◄┘      (the reference makes an image visible)
 //!            │
 //!   read/    Image: page → location → frame, verified → BlockCache (files shared by processes)
 //!            │
@@ -21,19 +21,23 @@
 
 mod error;
 mod format;
+mod gc;
 mod id;
 mod index;
-mod list;
 mod location;
 pub mod nbd;
+mod objects;
 mod read;
+mod refs;
 mod store;
 mod write;
 
 pub use error::{Error, Result};
 pub use format::{BLOCK_BYTES, BLOCKS_PER_PAGE, MAX_PACK_BYTES};
+pub use gc::{GcOptions, GcReport, GcStage};
 pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;
+pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Progress, PutReport, ReplicateReport, replicate};

@@ -2,16 +2,20 @@
 //!
 //! ```text
 //!   put.rs        raw file │ overlays → runs of blocks → hashes, in order
-//!   replicate.rs  another store       → frames that are missing here
+//!   replicate.rs  another store       → frames that are missing here (copy.rs)
 //!                        │
 //!   writer.rs     dedup → frames of 16 neighbours → compress in the background
 //!   pack.rs                       → packs → index segments, made durable in this order
 //!   merge.rs                                  → fewer segments
+//!   attempt.rs                                → the reference, if no collection took what it needs
 //! ```
 
+mod attempt;
+mod copy;
 mod merge;
 mod pack;
 mod pages;
+mod process;
 mod put;
 mod replicate;
 mod runs;
@@ -22,6 +26,11 @@ use serde::Serialize;
 use crate::ManifestId;
 
 pub use replicate::{ReplicateReport, replicate};
+
+pub(crate) use attempt::{Attempt, Record, given_up_path, writer_path};
+pub(crate) use copy::copy;
+pub(crate) use pack::write_segment;
+pub(crate) use writer::BlockWriter;
 
 /// How far a put, commit or replication is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -142,7 +142,7 @@ impl Fabric {
             ServerLock::hold(folder, region)
                 .map_err(|source| FabricError::Folder { path: folder.to_owned(), source })
         };
-        let lock = location.local_folder().map(mark).transpose()?;
+        let lock = location.as_folder().map(mark).transpose()?;
         *open = Some(OpenStore { store: store.clone(), _lock: lock });
         Ok(store)
     }

@@ -181,14 +181,37 @@ fn only_what_changed_moves_and_is_kept() {
     let stats = place.json(&["stats", "--region", "west"]);
     assert_eq!(stats["images"], 2);
     assert_eq!(stats["owner"], "cli");
-    // Blocks and pages of the first disk, one block and one page of the second.
-    assert_eq!(stats["indexed"], DATA.len() + 1 + 1 + 1);
+    // Blocks, a page and a manifest of the first disk; a block, a page and a manifest of the second.
+    assert_eq!(stats["indexed"], DATA.len() + 2 + 3);
 
     place.refused(1, &["rm", second, "--region", "west"], &["`cli` does not refer", "nightly", "--owner"]);
     let removed = place.json(&["rm", second, "--region", "west", "--owner", "nightly"]);
     assert_eq!(removed["owners_left"], serde_json::json!([]));
     assert_eq!(place.json(&["ls", "--region", "west"])["images"].as_array().unwrap().len(), 1);
     place.refused(1, &["get", second, "x.raw", "--region", "west"], &["has no image", second]);
+}
+
+#[test]
+fn what_nobody_refers_to_is_freed() {
+    let place = Place::new();
+    let kept = place.put(&place.disk("one.raw", 1), "west");
+    let before = place.json(&["stats", "--region", "west"])["stored_bytes"].as_u64().unwrap();
+    let gone = place.put(&place.disk("two.raw", 2), "west");
+    place.json(&["rm", &gone, "--region", "west"]);
+    let full = place.json(&["stats", "--region", "west"])["stored_bytes"].as_u64().unwrap();
+    assert!(full > before + (DATA.len() * BLOCK / 2) as u64, "{before} {full}");
+
+    let plan = place.json(&["gc", "--region", "west", "--dry-run"]);
+    assert_eq!((&plan["dry_run"], &plan["images"]), (&true.into(), &1.into()));
+    assert!(plan["bytes_removed"].as_u64().unwrap() > (DATA.len() * BLOCK / 2) as u64, "{plan}");
+    assert_eq!(place.json(&["stats", "--region", "west"])["stored_bytes"], full);
+
+    let done = place.json(&["gc", "--region", "west"]);
+    assert_eq!(done["bytes_removed"], plan["bytes_removed"]);
+    let after = place.json(&["stats", "--region", "west"])["stored_bytes"].as_u64().unwrap();
+    assert!(after <= before + 10_000, "{before} became {after}");
+    place.json(&["get", &kept, "copy.raw", "--region", "west"]);
+    assert_eq!(sha256(place.path("copy.raw")), sha256(place.path("one.raw")));
 }
 
 #[test]
@@ -297,6 +320,7 @@ fn a_store_that_a_server_uses_is_left_to_it() {
     let server = "the server (pid 4711) uses this store for region westeurope; use its API";
     place.refused(1, &["put", &disk, "--region", "west"], &[server, "image version"]);
     place.refused(1, &["rm", &manifest, "--region", "west"], &[server, "DELETE"]);
+    place.refused(1, &["gc", "--region", "west"], &[server, "POST /tintype/stores/westeurope/gc"]);
     place.put(&disk, "east");
     let replicate = ["replicate", &manifest, "--from", "east", "--to", "west"];
     place.refused(1, &replicate, &[server, "targetRegions"]);
@@ -304,6 +328,7 @@ fn a_store_that_a_server_uses_is_left_to_it() {
     place.json(&["replicate", &manifest, "--from", "west", "--to", "south"]);
     place.json(&["get", &manifest, "copy.raw", "--region", "west"]);
     place.json(&["verify", "--region", "west"]);
+    place.json(&["gc", "--dry-run", "--region", "west"]);
     // A server that died left its file, and no lock.
     drop(lock);
     place.put(&disk, "west");
@@ -332,7 +357,7 @@ fn mistakes_are_explained() {
     place.refused(1, &["put", "absent.raw", "--region", "new"], &["absent.raw", "No such file"]);
     place.refused(1, &["replicate", &unknown, "--from", "west", "--to", "new"], &["has no image"]);
     assert!(!place.path("new").exists(), "a failed put or replicate made a store");
-    for command in ["ls", "stats", "verify"] {
+    for command in ["ls", "stats", "verify", "gc"] {
         place.refused(1, &[command, "--region", "nowhere"], &["no store at", "nowhere"]);
     }
     assert!(!place.path("nowhere").exists());
@@ -365,7 +390,7 @@ fn shells_get_completions_and_people_get_examples() {
             assert!(script.contains(part), "{shell} lacks {part}");
         }
     }
-    for command in ["put", "get", "replicate", "ls", "rm", "stats", "verify", "export-nbd"] {
+    for command in ["put", "get", "replicate", "ls", "rm", "stats", "verify", "gc", "export-nbd"] {
         let output = place.tintype(&["store", command, "--help"]);
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(help.contains(&format!("tintype store {command}")), "{command}: {help}");

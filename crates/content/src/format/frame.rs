@@ -21,6 +21,8 @@ const ZSTD_LEVEL: i32 = 3;
 pub(crate) enum FrameKind {
     Blocks,
     Page,
+    /// The root of a disk.
+    Manifest,
 }
 
 impl FrameKind {
@@ -28,6 +30,7 @@ impl FrameKind {
         match self {
             Self::Blocks => 1,
             Self::Page => 2,
+            Self::Manifest => 3,
         }
     }
 
@@ -35,6 +38,7 @@ impl FrameKind {
         match byte {
             1 => Some(Self::Blocks),
             2 => Some(Self::Page),
+            3 => Some(Self::Manifest),
             _ => None,
         }
     }
@@ -62,6 +66,11 @@ impl EncodedFrame {
         Self { kind: FrameKind::Page, codec: Codec::Plain, hashes: vec![id], payload: bytes }
     }
 
+    /// One manifest, plain as well: it is a table of hashes.
+    pub(crate) fn manifest(id: [u8; 32], bytes: Vec<u8>) -> Self {
+        Self { kind: FrameKind::Manifest, codec: Codec::Plain, hashes: vec![id], payload: bytes }
+    }
+
     /// A verified frame of another pack, without compressing it again. `bytes` are what it was decoded from.
     pub(crate) fn as_stored(frame: Frame, bytes: &[u8]) -> Self {
         let payload = bytes[FRAME_HEADER_BYTES + 32 * frame.hashes.len()..].to_vec();
@@ -70,7 +79,7 @@ impl EncodedFrame {
 
     /// Its length in a pack.
     pub(crate) fn len(&self) -> u32 {
-        // At most 16 + 16 × 32 + 1 MiB.
+        // A manifest is the largest, at most 20 MiB.
         (FRAME_HEADER_BYTES + 32 * self.hashes.len() + self.payload.len()) as u32
     }
 
@@ -142,7 +151,7 @@ impl Frame {
             other => return Err(format!("unknown codec {other}")),
         };
         let count = usize::from(bytes[6]);
-        let most = if kind == FrameKind::Page { 1 } else { MAX_FRAME_BLOCKS };
+        let most = if kind == FrameKind::Blocks { MAX_FRAME_BLOCKS } else { 1 };
         if count == 0 || count > most {
             return Err(format!("it says that it has {count} blocks"));
         }
@@ -159,10 +168,10 @@ impl Frame {
         };
         match kind {
             FrameKind::Blocks => verify_blocks(&hashes, &plain)?,
-            FrameKind::Page if blake3::hash(&plain) != hashes[0] => {
-                return Err("the page in it has another hash than its id".to_owned());
+            FrameKind::Page | FrameKind::Manifest if blake3::hash(&plain) != hashes[0] => {
+                return Err("the table in it has another hash than its id".to_owned());
             }
-            FrameKind::Page => {}
+            FrameKind::Page | FrameKind::Manifest => {}
         }
         Ok(Self { kind, codec, hashes, plain })
     }

@@ -12,10 +12,6 @@ const HEADER_BYTES: usize = 40;
 const ENTRY_BYTES: usize = 40;
 const PAGE_BYTES: u64 = (BLOCKS_PER_PAGE * BLOCK_BYTES) as u64;
 
-/// The largest manifest: a full disk of 32 TiB, 20 MiB.
-pub(crate) const MAX_MANIFEST_BYTES: u64 =
-    HEADER_BYTES as u64 + (MAX_DISK_BYTES / PAGE_BYTES) * ENTRY_BYTES as u64;
-
 /// The root of a disk: its size, and its pages that are not all zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {

@@ -12,6 +12,14 @@ const CHECKSUM_BYTES: u64 = 32;
 /// Packs that one segment may name.
 const MAX_PACKS: u32 = 65_536;
 
+/// Entries that one segment may have.
+pub(crate) const MAX_SEGMENT_ENTRIES: u64 = 2 << 20;
+/// The largest segment, 97 MiB.
+pub(crate) const MAX_SEGMENT_BYTES: u64 = SegmentHeader::BYTES as u64
+    + 16 * MAX_PACKS as u64
+    + ENTRY_BYTES as u64 * MAX_SEGMENT_ENTRIES
+    + CHECKSUM_BYTES;
+
 /// Where a block or page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {

@@ -16,6 +16,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 const PAGE: u64 = BLOCK * BLOCKS_PER_PAGE as u64;
 /// Pages in memory, about 80 KiB each: 15 MiB, which cover 12 GiB of disk at a time.
 const MAX_PAGES: usize = 192;
+/// Times that a block is sought anew because the pack that it was in is gone.
+const MAX_MOVES: u32 = 4;
 /// Fetches ahead at a time; more would take the disk from the reads that a guest waits for.
 const MAX_PREFETCHES: usize = 2;
 
@@ -209,14 +211,18 @@ impl Inner {
         if let Some(location) = page.locations[index].get() {
             return Ok(*location);
         }
-        let (store, wanted) = (self.store.clone(), *hash);
-        let found = tokio::task::spawn_blocking(move || store.index().find(wanted.as_bytes())).await??;
-        let location = found
-            .filter(|location| location.kind == FrameKind::Blocks)
-            .ok_or(Error::NotIndexed { hash: *hash })?;
+        let location = self.find(hash).await?;
         Ok(*page.locations[index].get_or_init(|| location))
     }
 
+    async fn find(&self, hash: &BlockHash) -> Result<Location> {
+        let (store, wanted) = (self.store.clone(), *hash);
+        let found = tokio::task::spawn_blocking(move || store.index().find(wanted.as_bytes())).await??;
+        found.filter(|location| location.kind == FrameKind::Blocks).ok_or(Error::NotIndexed { hash: *hash })
+    }
+
+    /// Reads part of a block. A pack that is gone was freed by a garbage collection, which moved what lives in it: then the
+    /// block is sought anew.
     async fn read_block(
         &self,
         page: &LocatedPage,
@@ -225,12 +231,30 @@ impl Inner {
         within: usize,
         buf: &mut [u8],
     ) -> Result<()> {
-        let location = self.locate(page, index, hash).await?;
-        let damaged = |reason| Error::DamagedFrame { pack: location.pack, offset: location.offset, reason };
+        let mut location = self.locate(page, index, hash).await?;
+        for _ in 0..MAX_MOVES {
+            match self.read_located(&location, hash, within, buf).await {
+                Err(error) if self.store.note_gone(&error, location.pack) => {
+                    self.store.refresh().await?;
+                    location = self.find(hash).await?;
+                }
+                done => return done,
+            }
+        }
+        self.read_located(&location, hash, within, buf).await
+    }
+
+    async fn read_located(
+        &self,
+        location: &Location,
+        hash: &BlockHash,
+        within: usize,
+        buf: &mut [u8],
+    ) -> Result<()> {
         // Twice: what the local cache got wrong (a file cut off by hand, a disk error) the store can still give.
         let mut reason = String::new();
         for _ in 0..2 {
-            let frame = self.cache.frame(&self.store, &location).await?;
+            let frame = self.cache.frame(&self.store, location).await?;
             if !frame.holds(location.slot, hash.as_bytes()) {
                 reason = format!("slot {} of it does not hold the block that the index says", location.slot);
             } else {
@@ -239,8 +263,8 @@ impl Inner {
                     Err(error) => reason = format!("its copy in the local cache cannot be read ({error})"),
                 }
             }
-            self.cache.forget(&location);
+            self.cache.forget(location);
         }
-        Err(damaged(reason))
+        Err(Error::DamagedFrame { pack: location.pack, offset: location.offset, reason })
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use object_store::ObjectStoreExt;
 
 use super::pack::write_segment;
+use crate::format::MAX_SEGMENT_ENTRIES;
 use crate::index::Segment;
 use crate::store::{Store, segment_path};
 use crate::{Error, Result};
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 /// Segments of about one size that are merged into one.
 const MERGE_SEGMENTS: usize = 16;
 /// The most entries of a merged segment: bounds the memory of a merge to about 200 MB.
-const MAX_MERGED_ENTRIES: u64 = 2 << 20;
+const MAX_MERGED_ENTRIES: u64 = MAX_SEGMENT_ENTRIES;
 /// The most packs that a merged segment names (the format's limit).
 const MAX_MERGED_PACKS: usize = 65_536;
 
@@ -52,7 +53,7 @@ fn choose(segments: &[Arc<Segment>]) -> Option<Vec<Arc<Segment>>> {
         let group: Vec<_> =
             segments.iter().filter(|s| order(s) == wanted).take(MERGE_SEGMENTS).cloned().collect();
         let entries: u64 = group.iter().map(|segment| segment.entries()).sum();
-        let packs: usize = group.iter().map(|segment| segment.packs()).sum();
+        let packs: usize = group.iter().map(|segment| segment.packs().len()).sum();
         let fits = entries <= MAX_MERGED_ENTRIES && packs <= MAX_MERGED_PACKS;
         (group.len() == MERGE_SEGMENTS && fits).then_some(group)
     })

@@ -9,7 +9,7 @@ use crate::format::{
     EncodedFrame, Entry, Location, MAX_PACK_BYTES, MAX_PACK_ENTRIES, PACK_HEADER_BYTES, encode_segment,
     pack_header,
 };
-use crate::id::PackId;
+use crate::id::{PackId, WriterId};
 use crate::store::{Store, pack_path, segment_path};
 use crate::{Error, Result};
 
@@ -19,11 +19,20 @@ const PART_BYTES: usize = 8 << 20;
 /// Writes frames into packs, one after the other.
 pub(super) struct PackWriter {
     store: Store,
+    writer: WriterId,
+    ids: Vec<PackId>,
     open: Option<OpenPack>,
     /// The pack before, on its way to the disk. The next one is finished only after it, so that a page is never durable
     /// before the blocks that it names.
     finishing: Option<AbortOnDropHandle<Result<Indexed>>>,
     stored_bytes: u64,
+}
+
+/// All that a writer packed.
+pub(super) struct Packed {
+    pub(super) ids: Vec<PackId>,
+    /// Bytes of all objects.
+    pub(super) stored_bytes: u64,
 }
 
 /// A pack that is durable, and found by the store's index.
@@ -33,8 +42,8 @@ struct Indexed {
 }
 
 impl PackWriter {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store, open: None, finishing: None, stored_bytes: 0 }
+    pub(super) fn new(store: Store, writer: WriterId) -> Self {
+        Self { store, writer, ids: Vec::new(), open: None, finishing: None, stored_bytes: 0 }
     }
 
     /// Appends a frame. Returns the hashes that the index knows since the last call.
@@ -45,7 +54,9 @@ impl PackWriter {
             indexed = self.close().await?;
         }
         if self.open.is_none() {
-            self.open = Some(OpenPack::create(&self.store).await?);
+            let id = PackId::of_writer(&self.writer);
+            self.ids.push(id);
+            self.open = Some(OpenPack::create(&self.store, id).await?);
         }
         if let Some(pack) = &mut self.open {
             pack.append(frame).await?;
@@ -53,11 +64,11 @@ impl PackWriter {
         Ok(indexed)
     }
 
-    /// Makes everything durable and found. Returns the bytes of all objects that this wrote.
-    pub(super) async fn finish(mut self) -> Result<u64> {
+    /// Makes everything durable and found.
+    pub(super) async fn finish(mut self) -> Result<Packed> {
         self.close().await?;
         self.wait().await?;
-        Ok(self.stored_bytes)
+        Ok(Packed { ids: self.ids, stored_bytes: self.stored_bytes })
     }
 
     /// Begins to finish the open pack, once the one before is finished.
@@ -90,8 +101,7 @@ struct OpenPack {
 }
 
 impl OpenPack {
-    async fn create(store: &Store) -> Result<Self> {
-        let id = PackId::random();
+    async fn create(store: &Store, id: PackId) -> Result<Self> {
         let path = pack_path(&id);
         let upload = store.objects().put_multipart(&path).await.map_err(Error::objects("write", &path))?;
         Ok(Self {
@@ -160,10 +170,12 @@ impl OpenPack {
 }
 
 /// Writes a segment under a new name and returns its size.
-pub(super) async fn write_segment(store: &Store, entries: Vec<Entry>) -> Result<u64> {
+pub(crate) async fn write_segment(store: &Store, entries: Vec<Entry>) -> Result<u64> {
     let bytes = tokio::task::spawn_blocking(move || encode_segment(entries)).await?;
     let len = bytes.len() as u64;
-    let path = segment_path(&Uuid::new_v4().simple().to_string());
-    store.objects().put(&path, bytes.into()).await.map_err(Error::objects("write", &path))?;
+    let name = Uuid::new_v4().simple().to_string();
+    let (path, bytes) = (segment_path(&name), Bytes::from(bytes));
+    store.objects().put(&path, bytes.clone().into()).await.map_err(Error::objects("write", &path))?;
+    store.index().keep(&name, bytes).await;
     Ok(len)
 }

@@ -26,7 +26,7 @@ impl PageBuilder {
     /// Says what a block is now; `None` is zeros. The block was given to the writer before.
     pub(super) async fn set(
         &mut self,
-        writer: &mut BlockWriter,
+        writer: &mut BlockWriter<'_>,
         block: u64,
         hash: Option<BlockHash>,
     ) -> Result<()> {
@@ -46,7 +46,7 @@ impl PageBuilder {
     }
 
     /// Says that the blocks `start .. end` are zeros. Takes time by pages that exist, not by blocks.
-    pub(super) async fn zeros(&mut self, writer: &mut BlockWriter, start: u64, end: u64) -> Result<()> {
+    pub(super) async fn zeros(&mut self, writer: &mut BlockWriter<'_>, start: u64, end: u64) -> Result<()> {
         let mut block = start;
         while block < end {
             let (number, _) = place(block);
@@ -74,12 +74,12 @@ impl PageBuilder {
     }
 
     /// The pages of the finished disk.
-    pub(super) async fn finish(mut self, writer: &mut BlockWriter) -> Result<BTreeMap<u32, PageEntry>> {
+    pub(super) async fn finish(mut self, writer: &mut BlockWriter<'_>) -> Result<BTreeMap<u32, PageEntry>> {
         self.flush(writer).await?;
         Ok(self.pages)
     }
 
-    async fn flush(&mut self, writer: &mut BlockWriter) -> Result<()> {
+    async fn flush(&mut self, writer: &mut BlockWriter<'_>) -> Result<()> {
         let Some((number, page)) = self.current.take() else { return Ok(()) };
         let blocks = page.count();
         if blocks == 0 {

@@ -1,5 +1,6 @@
 //! Putting disks into a store: whole ones, and what changed of one.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,12 +11,13 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
+use super::attempt::{Attempt, MAX_ATTEMPTS, Outcome, contended, pause};
 use super::pages::PageBuilder;
 use super::runs::{Run, Runs};
-use super::writer::BlockWriter;
+use super::writer::{BlockWriter, Written};
 use super::{Progress, PutReport, workers};
 use crate::format::{BLOCK_BYTES, MAX_FRAME_BLOCKS, Manifest, ZERO_BLOCK};
-use crate::id::{BlockHash, ManifestId};
+use crate::id::{BlockHash, ManifestId, PackId};
 use crate::read::{BlockCache, Image};
 use crate::store::{Store, block_bytes, check_owner};
 use crate::{Error, Result};
@@ -84,8 +86,47 @@ impl Store {
         let started = Instant::now();
         self.check_writable()?;
         check_owner(owner_ref)?;
-        self.refresh().await?;
+        let mut written_before = (0, 0);
+        for number in 0..MAX_ATTEMPTS {
+            let attempt = Attempt::begin(self, base).await?;
+            match self.put_once(&attempt, &source, base, progress).await {
+                Err(error) => {
+                    attempt.end().await?;
+                    return Err(error);
+                }
+                Ok((manifest, written)) => {
+                    let (id, _) = manifest.encode();
+                    let new_blocks = written_before.0 + written.new_blocks;
+                    let stored_bytes = written_before.1 + written.stored_bytes;
+                    if attempt.publish(id, owner_ref, &written.packs).await? == Outcome::Visible {
+                        let logical_bytes = manifest.logical_bytes;
+                        progress(Progress { done_bytes: logical_bytes, total_bytes: logical_bytes });
+                        return Ok(PutReport {
+                            manifest: id,
+                            logical_bytes,
+                            data_bytes: block_bytes(manifest.data_blocks()),
+                            new_blocks,
+                            new_blocks_bytes: block_bytes(new_blocks),
+                            stored_bytes,
+                            seconds: started.elapsed().as_secs_f64(),
+                        });
+                    }
+                    written_before = (new_blocks, stored_bytes);
+                }
+            }
+            pause(number).await;
+        }
+        Err(contended())
+    }
 
+    /// Makes everything of a disk durable and found, its manifest included, but not visible.
+    async fn put_once(
+        &self,
+        attempt: &Attempt,
+        source: &Arc<dyn BlockSource>,
+        base: Option<&ManifestId>,
+        progress: &(impl Fn(Progress) + Send + Sync),
+    ) -> Result<(Manifest, Written)> {
         let logical_bytes = source.logical_size();
         let base = match base {
             Some(id) => Some(self.open_image(id, Arc::new(BlockCache::in_memory())).await?),
@@ -100,10 +141,11 @@ impl Store {
             return Err(Error::Refused { reason });
         }
         let pages = base.as_ref().map(|base| base.manifest().pages.clone()).unwrap_or_default();
-        let input = Arc::new(Input { source, base, store: self.clone() });
+        let avoid = Arc::clone(attempt.avoid());
+        let input = Arc::new(Input { source: Arc::clone(source), base, store: self.clone(), avoid });
 
         let mut put = Put {
-            writer: BlockWriter::new(self.clone()),
+            writer: BlockWriter::new(attempt),
             pages: PageBuilder::new(self.clone(), pages),
             steps: FuturesOrdered::new(),
         };
@@ -126,19 +168,10 @@ impl Store {
 
         let Put { mut writer, pages, .. } = put;
         let pages = pages.finish(&mut writer).await?;
-        let written = writer.finish().await?;
         let manifest = Manifest { logical_bytes, pages };
-        let (id, manifest_bytes) = self.publish(&manifest, owner_ref).await?;
-        progress(Progress { done_bytes: logical_bytes, total_bytes: logical_bytes });
-        Ok(PutReport {
-            manifest: id,
-            logical_bytes,
-            data_bytes: block_bytes(manifest.data_blocks()),
-            new_blocks: written.new_blocks,
-            new_blocks_bytes: block_bytes(written.new_blocks),
-            stored_bytes: written.stored_bytes + manifest_bytes,
-            seconds: started.elapsed().as_secs_f64(),
-        })
+        let (id, bytes) = manifest.encode();
+        writer.manifest(id, bytes).await?;
+        Ok((manifest, writer.finish().await?))
     }
 }
 
@@ -152,6 +185,8 @@ struct Input {
     source: Arc<dyn BlockSource>,
     base: Option<Image>,
     store: Store,
+    /// Condemned packs: what only they hold is new.
+    avoid: Arc<HashSet<PackId>>,
 }
 
 /// A part of the disk that is ready to be written, in order.
@@ -170,18 +205,18 @@ struct Chunk {
 /// What a block turned out to be.
 enum Hashed {
     Zeros,
-    Known(BlockHash),
+    Known(BlockHash, PackId),
     New(BlockHash),
 }
 
 /// A put under way.
-struct Put {
-    writer: BlockWriter,
+struct Put<'a> {
+    writer: BlockWriter<'a>,
     pages: PageBuilder,
     steps: FuturesOrdered<BoxFuture<'static, Result<Step>>>,
 }
 
-impl Put {
+impl Put<'_> {
     /// Writes the next step and returns the number of the block after it.
     async fn take_step(&mut self) -> Result<u64> {
         let Self { writer, pages, steps } = self;
@@ -196,7 +231,10 @@ impl Put {
                 for (block, plain) in chunk.blocks.iter().zip(chunk.plain.chunks_exact(BLOCK_BYTES)) {
                     let hash = match block {
                         Hashed::Zeros => None,
-                        Hashed::Known(hash) => Some(*hash),
+                        Hashed::Known(hash, pack) => {
+                            writer.count_on(*pack);
+                            Some(*hash)
+                        }
                         Hashed::New(hash) => {
                             writer.block(*hash, plain).await?;
                             Some(*hash)
@@ -278,8 +316,10 @@ async fn read_chunk(input: Arc<Input>, first: u64, count: usize) -> Result<Chunk
                 return Ok(Hashed::Zeros);
             }
             let hash = BlockHash::of(block);
-            Ok(match input.store.index().find(hash.as_bytes())? {
-                Some(_) => Hashed::Known(hash),
+            let found =
+                input.store.index().find_where(hash.as_bytes(), |pack| !input.avoid.contains(pack))?;
+            Ok(match found {
+                Some(location) => Hashed::Known(hash, location.pack),
                 None => Hashed::New(hash),
             })
         });

@@ -1,56 +1,62 @@
 //! From new blocks to frames: gathers neighbours, compresses beside the reading, keeps the order.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 
+use super::attempt::Attempt;
 use super::merge::merge_segments;
-use super::pack::PackWriter;
+use super::pack::{PackWriter, Packed};
 use super::workers;
 use crate::Result;
 use crate::format::{BLOCK_BYTES, EncodedFrame, FrameKind, MAX_FRAME_BLOCKS, compress};
-use crate::id::{BlockHash, PageId};
-use crate::store::Store;
+use crate::id::{BlockHash, ManifestId, PackId, PageId};
 
 /// Writes blocks and pages that the store does not have. Callers ask the index first; what this writer itself wrote, it
 /// knows.
-pub(super) struct BlockWriter {
-    store: Store,
+pub(crate) struct BlockWriter<'a> {
+    attempt: &'a Attempt,
     packs: PackWriter,
     hashes: Vec<[u8; 32]>,
     plain: Vec<u8>,
-    /// Pages that wait for the gathered blocks before them.
-    held_pages: Vec<EncodedFrame>,
+    /// Pages and manifests that wait for the gathered blocks before them.
+    held_tables: Vec<EncodedFrame>,
     frames: FuturesOrdered<BoxFuture<'static, Result<EncodedFrame>>>,
     /// What was given to this writer and the index does not know yet: about two packs' worth.
     fresh: HashSet<[u8; 32]>,
     new_blocks: u64,
     payload_bytes: u64,
+    /// Packs that hold what was not written because it was there.
+    used: HashSet<PackId>,
 }
 
 /// What a writer wrote.
-pub(super) struct Written {
+pub(crate) struct Written {
+    /// Packs that were written, and those that were counted on.
+    pub(super) packs: HashSet<PackId>,
     pub(super) new_blocks: u64,
     /// Compressed bytes of the new blocks.
     pub(super) payload_bytes: u64,
     /// Bytes of all objects.
-    pub(super) stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
 }
 
-impl BlockWriter {
-    pub(super) fn new(store: Store) -> Self {
+impl<'a> BlockWriter<'a> {
+    pub(crate) fn new(attempt: &'a Attempt) -> Self {
         Self {
-            packs: PackWriter::new(store.clone()),
-            store,
+            packs: PackWriter::new(attempt.store().clone(), attempt.id()),
+            attempt,
             hashes: Vec::new(),
             plain: Vec::new(),
-            held_pages: Vec::new(),
+            held_tables: Vec::new(),
             frames: FuturesOrdered::new(),
             fresh: HashSet::new(),
             new_blocks: 0,
             payload_bytes: 0,
+            used: HashSet::new(),
         }
     }
 
@@ -70,41 +76,65 @@ impl BlockWriter {
         if self.hashes.len() == MAX_FRAME_BLOCKS { self.close_frame().await } else { Ok(()) }
     }
 
-    /// Adds a frame of blocks as another store has it, none of which the index has.
+    /// Takes note that a block was found in a pack, and is counted on to stay there.
+    pub(super) fn count_on(&mut self, pack: PackId) {
+        self.used.insert(pack);
+    }
+
+    /// Adds a frame that the index has nothing of.
     pub(super) async fn frame(&mut self, frame: EncodedFrame) -> Result<()> {
         self.fresh.extend(&frame.hashes);
-        self.new_blocks += frame.hashes.len() as u64;
+        if frame.kind == FrameKind::Blocks {
+            self.new_blocks += frame.hashes.len() as u64;
+        }
         self.frames.push_back(std::future::ready(Ok(frame)).boxed());
         self.drain(2 * workers()).await
     }
 
     /// Adds a page unless the store has it; its blocks were added before.
     pub(super) async fn page(&mut self, id: PageId, bytes: Vec<u8>) -> Result<()> {
-        let hash = *id.as_bytes();
-        let store = self.store.clone();
-        let known = tokio::task::spawn_blocking(move || store.index().find(&hash)).await??;
-        if known.is_some() || !self.fresh.insert(hash) {
+        self.table(EncodedFrame::page(*id.as_bytes(), bytes)).await
+    }
+
+    /// Adds a manifest unless the store has it; its pages were added before.
+    pub(super) async fn manifest(&mut self, id: ManifestId, bytes: Vec<u8>) -> Result<()> {
+        self.table(EncodedFrame::manifest(*id.as_bytes(), bytes)).await
+    }
+
+    async fn table(&mut self, table: EncodedFrame) -> Result<()> {
+        let hash = table.hashes[0];
+        let (store, avoid) = (self.attempt.store().clone(), Arc::clone(self.attempt.avoid()));
+        let known = tokio::task::spawn_blocking(move || {
+            store.index().find_where(&hash, |pack| !avoid.contains(pack))
+        });
+        if let Some(location) = known.await?? {
+            self.count_on(location.pack);
             return Ok(());
         }
-        let page = EncodedFrame::page(hash, bytes);
+        if !self.fresh.insert(hash) {
+            return Ok(());
+        }
         if self.hashes.is_empty() {
-            self.frames.push_back(std::future::ready(Ok(page)).boxed());
+            self.frames.push_back(std::future::ready(Ok(table)).boxed());
             return self.drain(2 * workers()).await;
         }
-        self.held_pages.push(page);
+        self.held_tables.push(table);
         Ok(())
     }
 
     /// Makes everything durable and found.
-    pub(super) async fn finish(mut self) -> Result<Written> {
+    pub(crate) async fn finish(mut self) -> Result<Written> {
         self.close_frame().await?;
         self.drain(0).await?;
-        let stored_bytes = self.packs.finish().await?;
+        let Packed { ids, stored_bytes } = self.packs.finish().await?;
+        let mut packs = self.used;
+        packs.extend(ids);
+        let store = self.attempt.store();
         // What was asked for is done; an index of many segments is only slower.
-        if let Err(error) = merge_segments(&self.store).await {
-            tracing::warn!(%error, store = %self.store.location(), "index segments could not be merged");
+        if let Err(error) = merge_segments(store).await {
+            tracing::warn!(%error, store = %store.location(), "index segments could not be merged");
         }
-        Ok(Written { new_blocks: self.new_blocks, payload_bytes: self.payload_bytes, stored_bytes })
+        Ok(Written { packs, new_blocks: self.new_blocks, payload_bytes: self.payload_bytes, stored_bytes })
     }
 
     /// Sends the gathered blocks to be compressed, and the pages that waited for them.
@@ -116,7 +146,7 @@ impl BlockWriter {
             let task = tokio::task::spawn_blocking(move || compress(hashes, plain));
             self.frames.push_back(async move { Ok(task.await?) }.boxed());
         }
-        for page in self.held_pages.drain(..) {
+        for page in self.held_tables.drain(..) {
             self.frames.push_back(std::future::ready(Ok(page)).boxed());
         }
         self.drain(2 * workers()).await

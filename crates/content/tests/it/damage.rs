@@ -103,10 +103,11 @@ async fn a_damaged_manifest_is_refused() {
     let place = Place::new();
     let store = place.store("store").await;
     let id = put(&store, &place.raw("disk.raw", &disk())).await.manifest;
-    let manifest = place.objects("store/manifests").remove(0);
-    flip(&manifest, 20);
+    // It is the last frame of the pack, before nothing.
+    let pack = place.objects("store/packs").remove(0);
+    flip(&pack, pack.metadata().expect("file").len() - 20);
     let refused = store.open_image(&id, Arc::new(BlockCache::in_memory())).await;
-    assert!(matches!(refused, Err(Error::DamagedObject { .. })));
+    assert!(matches!(refused, Err(Error::DamagedFrame { .. })));
 }
 
 async fn with_cache(store: &Store, id: &content::ManifestId, place: &Place, limit: u64) -> Image {

@@ -25,16 +25,14 @@ pub(super) async fn ls(arguments: Ls, output: Output) -> anyhow::Result<Ending> 
     let store = place::to_read(&arguments.region).await?;
     let mut images = Vec::new();
     let mut lines = Vec::new();
-    for manifest in store.images().await? {
+    for (manifest, owners) in store.images().await? {
         let info = match store.manifest_info(&manifest).await {
             Ok(info) => info,
             // Removed since it was listed.
-            Err(content::Error::ManifestNotFound { .. }) if store.refs(&manifest).await?.is_empty() => {
-                continue;
-            }
+            Err(content::Error::ManifestNotFound { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        let owners = store.refs(&manifest).await?;
+        let owners = Vec::from_iter(owners);
         let data_bytes = info.data_blocks * content::BLOCK_BYTES as u64;
         let (logical, data) = (size(info.logical_bytes), size(data_bytes));
         lines.push(format!("{manifest}  {logical:>10}  {data:>10}  {}", owners.join(", ")));

@@ -6,6 +6,7 @@
 
 mod export_nbd;
 mod format;
+mod gc;
 mod get;
 mod images;
 mod output;
@@ -22,10 +23,10 @@ use clap::Subcommand;
 
 use output::Output;
 
-/// Looks after a store of images: puts disks in, gets them out, replicates, verifies, exports.
+/// Looks after a store of images: puts disks in, gets them out, replicates, verifies, frees space.
 ///
-/// A store is a folder with a store.json, named by its path or as file:///path. The commands work without a
-/// server. A store that a running server uses is only read: what would change it is refused, and the
+/// A store is a folder, or a prefix of a bucket: /path, file:///path, s3://bucket/prefix,
+/// az://account/container/prefix, gs://bucket/prefix. The commands work without a server. A store that a running server uses is only read: what would change it is refused, and the
 /// message says how to ask the server for the same.
 ///
 /// Exit status: 0 done, 1 failed or damage found, 2 wrong usage.
@@ -53,6 +54,7 @@ enum Command {
     Rm(images::Rm),
     Stats(stats::Arguments),
     Verify(verify::Arguments),
+    Gc(gc::Arguments),
     ExportNbd(export_nbd::Arguments),
 }
 
@@ -82,6 +84,7 @@ async fn run(command: Command, output: Output) -> anyhow::Result<Ending> {
         Command::Rm(arguments) => images::rm(arguments, output).await,
         Command::Stats(arguments) => stats::run(arguments, output).await,
         Command::Verify(arguments) => verify::run(arguments, output).await,
+        Command::Gc(arguments) => gc::run(arguments, output).await,
         Command::ExportNbd(arguments) => export_nbd::run(arguments, output).await,
     }
 }

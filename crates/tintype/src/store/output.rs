@@ -36,6 +36,20 @@ impl Meter {
         Self { bar }
     }
 
+    /// A bar of things rather than of bytes.
+    pub(super) fn counting() -> Self {
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {pos} of {len}, {elapsed}") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    /// What is being done now.
+    pub(super) fn name(&self, what: &'static str) {
+        self.bar.set_message(what);
+    }
+
     pub(super) fn show(&self, progress: Progress) {
         self.bar.set_length(progress.total_bytes);
         self.bar.set_position(progress.done_bytes);

@@ -29,7 +29,7 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
     let started = Instant::now();
     let store = place::to_read(&arguments.region).await?;
     let images = match arguments.manifests.is_empty() {
-        true => store.images().await?,
+        true => store.images().await?.into_keys().collect(),
         false => arguments.manifests,
     };
     let (mut blocks, mut damaged_blocks) = (0, 0);
