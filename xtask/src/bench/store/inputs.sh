@@ -13,7 +13,7 @@ mnt=$DIR/mnt
 loop=
 
 unmount() {
-    for sub in /var/lib/apt/lists /var/cache/apt /tmp /dev /proc ""; do
+    for sub in /dev /proc ""; do
         if mountpoint -q "$mnt$sub"; then umount "$mnt$sub"; fi
     done
     if [ -n "$loop" ]; then losetup --detach "$loop"; loop=; fi
@@ -42,21 +42,15 @@ loop=$(losetup --find --show --offset $root_at --sizelimit $root_bytes "$DIR/v2.
 mount -t ext4 "$loop" "$mnt"
 mount -t proc proc "$mnt/proc"
 mount --bind /dev "$mnt/dev"
-# What the installation needs and would not be part of an image: on tmpfs, so that it leaves no trace on the disk.
-mount -t tmpfs tmpfs "$mnt/tmp"
-mkdir -p "$mnt/var/lib/apt/lists" "$mnt/var/cache/apt"
-mount -t tmpfs tmpfs "$mnt/var/lib/apt/lists"
-mount -t tmpfs tmpfs "$mnt/var/cache/apt"
-mkdir -p "$mnt/var/cache/apt/archives/partial" "$mnt/var/lib/apt/lists/partial"
 # No service starts; the host's answer to "which resolver" is borrowed and given back.
 printf '#!/bin/sh\nexit 101\n' >"$mnt/usr/sbin/policy-rc.d"
 chmod 755 "$mnt/usr/sbin/policy-rc.d"
 resolv=$mnt/etc/resolv.conf
 if [ -e "$resolv" ] || [ -L "$resolv" ]; then mv "$resolv" "$mnt/etc/resolv.conf.kept"; fi
 cat /etc/resolv.conf >"$resolv"
-# The host's own package sources, as mmdebstrap used them; they are not part of the disk.
+# What a build's customizer would say; the lists and packages that it leaves behind are part of the disk.
 export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
-chroot "$mnt" apt-get -q -o Acquire::Languages=none update
+chroot "$mnt" apt-get -q update
 # shellcheck disable=SC2086 # a list of words
 chroot "$mnt" apt-get -q -y --no-install-recommends install $ADDED
 rm -f "$mnt/usr/sbin/policy-rc.d" "$resolv"

@@ -4,7 +4,6 @@
 //! read. What they cost is what an index of that size costs.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,10 +16,11 @@ use serde_json::json;
 use super::export::{Export, sequential};
 use super::inputs::Inputs;
 use super::lab::{Lab, Noise, data_extents};
+use super::segments::{self, KIND_BLOCKS, Place};
 use super::table::Row;
 
 const SEGMENTS: u64 = 8;
-const SEGMENT_ENTRIES: u64 = 2 << 20;
+const SEGMENT_ENTRIES: u64 = segments::MAX_ENTRIES as u64;
 const GOAL_KIB: u64 = 256 << 10;
 /// Reads of the export under way.
 const DEPTH: usize = 32;
@@ -76,7 +76,7 @@ pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Runs a command to its end; the most anonymous memory that it had, and what it printed.
-fn peak(command: &mut Command) -> anyhow::Result<(u64, Vec<u8>)> {
+pub(super) fn peak(command: &mut Command) -> anyhow::Result<(u64, Vec<u8>)> {
     let child = command.stdout(Stdio::piped()).spawn().context("cannot start tintype")?;
     let (peak, output) = sampled(child.id(), || child.wait_with_output().context("cannot wait for tintype"));
     let output = output?;
@@ -109,40 +109,23 @@ pub(super) fn anonymous_kib(pid: u32) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// A segment of [`SEGMENT_ENTRIES`] random hashes in one pack.
+/// A segment of [`SEGMENT_ENTRIES`] hashes in one pack.
 fn write_segment(path: &Path, seed: u64) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        let mut checksum = blake3::Hasher::new();
-        let mut head = b"TTINDEX\0".to_vec();
-        head.extend_from_slice(&1_u32.to_le_bytes());
-        head.extend_from_slice(&1_u32.to_le_bytes());
-        head.extend_from_slice(&SEGMENT_ENTRIES.to_le_bytes());
-        head.extend_from_slice(&0_u64.to_le_bytes());
-        head.extend_from_slice(&[seed as u8 ^ 0xa5; 16]);
-        let mut noise = Noise::new(seed + 1);
-        let step = u64::MAX / SEGMENT_ENTRIES;
-        let mut bytes = head;
-        for number in 0..SEGMENT_ENTRIES {
-            // Sorted, and as uniform as hashes are.
-            bytes.extend_from_slice(&(number * step + noise.next() % step).to_be_bytes());
-            for _ in 0..3 {
-                bytes.extend_from_slice(&noise.next().to_le_bytes());
-            }
-            let offset = 32 + (number / 16 % 60_000) as u32 * 1024;
-            for field in [0, offset, 1024] {
-                bytes.extend_from_slice(&field.to_le_bytes());
-            }
-            // Slot, count, kind (blocks), nothing.
-            bytes.extend_from_slice(&[(number % 16) as u8, 16, 1, 0]);
-            if bytes.len() > 1 << 16 || number + 1 == SEGMENT_ENTRIES {
-                checksum.update(&bytes);
-                file.write_all(&bytes)?;
-                bytes.clear();
-            }
+    let mut noise = Noise::new(seed + 1);
+    let step = u64::MAX / SEGMENT_ENTRIES;
+    let mut entries = Vec::with_capacity(SEGMENT_ENTRIES as usize);
+    for number in 0..SEGMENT_ENTRIES {
+        let mut hash = [0; 32];
+        // Sorted, and as uniform as hashes are.
+        hash[..8].copy_from_slice(&(number * step + noise.next() % step).to_be_bytes());
+        for part in hash[8..].chunks_exact_mut(8) {
+            part.copy_from_slice(&noise.next().to_le_bytes());
         }
-        file.write_all(checksum.finalize().as_bytes())?;
-        file.flush()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+        let (frame, slot) = ((number / 16 % 60_000) as u32, (number % 16) as u8);
+        let place =
+            Place { pack: 0, offset: 32 + frame * 1024, len: 1024, slot, count: 16, kind: KIND_BLOCKS };
+        entries.push(segments::entry(&hash, place));
+    }
+    segments::write(path, &[[seed as u8 ^ 0xa5; 16]], &entries)
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -16,11 +16,13 @@ mod commit;
 mod export;
 mod inputs;
 mod lab;
+mod lineage;
 mod memory;
 mod nbd_client;
 mod peers;
 mod puts;
 mod ready;
+mod segments;
 mod sparse;
 mod table;
 
@@ -38,13 +40,14 @@ struct Part {
     run: fn(&Lab, &Inputs) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     Part { name: "put", run: puts::run },
     Part { name: "commit", run: commit::run },
     Part { name: "ready", run: ready::run },
     Part { name: "export", run: export::run },
     Part { name: "memory", run: memory::run },
     Part { name: "sparse", run: sparse::run },
+    Part { name: "lineage", run: lineage::run },
 ];
 
 /// Measures the block store: time, bytes and memory of what `tintype store` does, beside the goals and
@@ -62,7 +65,7 @@ pub(crate) struct Arguments {
     /// Once instead of five times, and 10 disks instead of 100.
     #[arg(long)]
     quick: bool,
-    /// Parts to run, of: put, commit, ready, export, memory, sparse.
+    /// Parts to run, of: put, commit, ready, export, memory, sparse, lineage.
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,
     /// Leave out the other tools, which take most of the time.

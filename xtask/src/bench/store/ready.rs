@@ -136,7 +136,7 @@ fn bytes_of_dump(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in text.lines() {
         let Some((offset, rest)) = line.split_once(":  ") else { continue };
-        if offset.len() != 8 || u64::from_str_radix(offset, 16).is_err() {
+        if offset.len() < 8 || u64::from_str_radix(offset, 16).is_err() {
             continue;
         }
         bytes.extend(rest.split(' ').take(16).map_while(|pair| u8::from_str_radix(pair, 16).ok()));
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn dumps() {
-        let text = "00000000:  54 54 00 ff 01 02 03 04 05 06 07 08 09 0a 0b 0c  TT..............\n\
+        let text = "184400000:  54 54 00 ff 01 02 03 04 05 06 07 08 09 0a 0b 0c  TT..............\n\
                     read 16/16 bytes at offset 0\n16 bytes, 1 ops; 00.00 sec\n";
         assert_eq!(bytes_of_dump(text), [0x54, 0x54, 0, 255, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
