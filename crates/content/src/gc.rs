@@ -13,9 +13,9 @@
 //! Nothing is locked. What was condemned stays condemned: a collection that was killed is finished by the next one, and
 //! several at once only do work twice. `docs/format.md` (Garbage collection) has the argument.
 
-mod mark;
+pub(crate) mod mark;
 mod sweep;
-mod tally;
+pub(crate) mod tally;
 mod writers;
 
 use std::collections::{BTreeMap, HashSet};

@@ -29,6 +29,7 @@ pub mod nbd;
 mod objects;
 mod read;
 mod refs;
+mod scrub;
 mod store;
 mod write;
 
@@ -39,6 +40,7 @@ pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;
 pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
+pub use scrub::{Damage, Need, StoreVerifyReport, VerifyOptions};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Progress, PutReport, ReplicateReport, replicate};
 

@@ -241,6 +241,15 @@ impl Store {
             .map_err(|reason| Error::DamagedObject { object: format!("page {id}"), reason })
     }
 
+    /// Checks that the image is visible, and takes note of what other processes wrote since.
+    pub(crate) async fn is_readable(&self, manifest: &ManifestId) -> Result<()> {
+        self.refresh().await?;
+        match self.has_manifest(manifest).await? {
+            true => Ok(()),
+            false => Err(self.not_found(manifest)),
+        }
+    }
+
     /// A frame that holds this, from whichever pack has it whole: one may be damaged, or gone since the index was read.
     pub(crate) async fn load_by_hash(&self, hash: &[u8; 32]) -> Result<Frame> {
         let hash = *hash;
@@ -272,7 +281,9 @@ impl Store {
                 }
             };
             tried.push(pack);
-            first.get_or_insert(error);
+            if !error.is_gone() {
+                first.get_or_insert(error);
+            }
         }
     }
 

@@ -41,15 +41,13 @@ pub(crate) struct Marked {
     /// What could not be read, and by whom it is needed; only where damage is asked for.
     pub(crate) unreadable: Vec<Unreadable>,
     /// Whether damage is collected rather than an error.
-    pub(crate) collect_damage: bool,
+    collect_damage: bool,
 }
 
-/// A table of an image that no source has undamaged.
+/// A table of an image, page or manifest, that no source has undamaged.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
     pub(crate) hash: BlockHash,
-    /// The page's number, or none for the manifest itself.
-    pub(crate) page: Option<u32>,
     pub(crate) error: Error,
 }
 
@@ -63,6 +61,11 @@ pub(crate) struct Mark {
 }
 
 impl Marked {
+    /// Goes on where a table cannot be read, and says so in `unreadable`.
+    pub(crate) fn collecting_damage() -> Self {
+        Self { collect_damage: true, ..Self::default() }
+    }
+
     /// Everything that is needed, in the order of the hashes.
     pub(crate) fn marks(&self) -> Arc<Vec<Mark>> {
         Arc::clone(&self.marks)
@@ -141,8 +144,9 @@ async fn mark_all(
             // A writer that held it and found it gone is about to say so.
             Err(Error::NotIndexed { .. }) if !must_exist => continue,
             Err(error) if marked.collect_damage => {
+                marked.add(image.as_bytes(), must_exist);
                 let hash = BlockHash::from_bytes(*image.as_bytes());
-                marked.unreadable.push(Unreadable { hash, page: None, error });
+                marked.unreadable.push(Unreadable { hash, error });
                 continue;
             }
             Err(error) => return Err(error),
@@ -173,8 +177,9 @@ async fn mark_all(
             Ok(page) => page,
             Err(Error::NotIndexed { .. }) if !must_exist => continue,
             Err(error) if marked.collect_damage => {
+                marked.add(id.as_bytes(), must_exist);
                 let hash = BlockHash::from_bytes(*id.as_bytes());
-                marked.unreadable.push(Unreadable { hash, page: Some(number), error });
+                marked.unreadable.push(Unreadable { hash, error });
                 continue;
             }
             Err(error) => return Err(error),
@@ -191,8 +196,10 @@ async fn mark_all(
         before = Some((number, page));
     }
     drop(loads);
-    // Only now: an image is marked when all of it is.
-    marked.manifests.extend(read);
+    // Only now: an image is marked when all of it is. One that is only held may have parts which are not there yet.
+    if must_exist {
+        marked.manifests.extend(read);
+    }
     Ok(())
 }
 
@@ -201,7 +208,7 @@ async fn named<N, T>(name: N, future: impl Future<Output = T>) -> (N, T) {
     (name, future.await)
 }
 
-async fn load_root(sources: Vec<Store>, id: ManifestId) -> Result<Manifest> {
+pub(crate) async fn load_root(sources: Vec<Store>, id: ManifestId) -> Result<Manifest> {
     let bytes = load(&sources, id.as_bytes()).await?;
     Manifest::decode(&id, &bytes)
         .map_err(|reason| Error::DamagedObject { object: format!("manifest {id}"), reason })

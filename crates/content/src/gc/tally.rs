@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::mark::{Mark, Marked, half};
-use crate::format::Entry;
+use crate::format::{Entry, Location};
 use crate::id::{BlockHash, PackId, WriterId};
 use crate::store::Store;
 use crate::{Error, Result};
@@ -144,6 +144,51 @@ fn all_found(marked: &[Mark], found: &[bool]) -> Result<()> {
     let mut hash = [0; 32];
     hash[..16].copy_from_slice(&mark.half);
     Err(Error::NotIndexed { hash: BlockHash::from_bytes(hash) })
+}
+
+/// Every frame that holds something marked, in the order of the packs.
+pub(crate) async fn live_frames(store: &Store, marked: &Marked) -> Result<Vec<Location>> {
+    let (store, marks) = (store.clone(), marked.marks());
+    tokio::task::spawn_blocking(move || {
+        let mut frames = Vec::new();
+        pass(&store, &marks, |entry, mark| {
+            // One entry stands for its frame: the first slot of it that is needed.
+            if mark.is_some() {
+                frames.push(entry.location);
+            }
+        })?;
+        frames.sort_unstable_by_key(|frame| (frame.pack, frame.offset));
+        frames.dedup_by_key(|frame| (frame.pack, frame.offset));
+        Ok(frames)
+    })
+    .await?
+}
+
+/// Visits every place of everything marked. Blocks on local files.
+pub(crate) fn locate(
+    store: &Store,
+    marked: &Marked,
+    mut visit: impl FnMut(&[u8; 32], &Location),
+) -> Result<()> {
+    pass(store, &marked.marks(), |entry, mark| {
+        if mark.is_some() {
+            visit(&entry.hash, &entry.location);
+        }
+    })
+}
+
+/// Visits what a store has of these, which come in order. Blocks on local files.
+pub(crate) fn locate_halves(
+    store: &Store,
+    halves: impl Iterator<Item = [u8; 16]>,
+    mut visit: impl FnMut(&[u8; 32]),
+) -> Result<()> {
+    let marks: Vec<Mark> = halves.map(|half| Mark { half, required: false }).collect();
+    pass(store, &marks, |entry, mark| {
+        if mark.is_some() {
+            visit(&entry.hash);
+        }
+    })
 }
 
 /// Visits every entry of every segment, with the number of its mark if it is marked.

@@ -1,5 +1,6 @@
 //! One disk of a store, read lazily.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -8,7 +9,8 @@ use super::cache::BlockCache;
 use super::lru::Lru;
 use super::readahead::Readahead;
 use crate::format::{BLOCK_BYTES, BLOCKS_PER_PAGE, FrameKind, Location, Manifest, Page};
-use crate::id::{BlockHash, ManifestId};
+use crate::gc::mark::{load_page, load_root};
+use crate::id::{BlockHash, ManifestId, PackId};
 use crate::store::Store;
 use crate::{Error, Result};
 
@@ -16,8 +18,6 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 const PAGE: u64 = BLOCK * BLOCKS_PER_PAGE as u64;
 /// Pages in memory, about 80 KiB each: 15 MiB, which cover 12 GiB of disk at a time.
 const MAX_PAGES: usize = 192;
-/// Times that a block is sought anew because the pack that it was in is gone.
-const MAX_MOVES: u32 = 4;
 /// Fetches ahead at a time; more would take the disk from the reads that a guest waits for.
 const MAX_PREFETCHES: usize = 2;
 
@@ -30,20 +30,30 @@ pub struct Image {
 
 #[derive(Debug)]
 struct Inner {
-    store: Store,
+    /// At least one.
+    copies: Vec<Store>,
     id: ManifestId,
     manifest: Manifest,
     cache: Arc<BlockCache>,
     pages: Mutex<Lru<u32, Arc<LocatedPage>>>,
     readahead: Readahead,
     prefetches: Semaphore,
+    damaged: AtomicU64,
 }
 
 /// A page, and where its blocks are as far as anyone asked.
 #[derive(Debug)]
 struct LocatedPage {
     page: Page,
-    locations: Vec<OnceLock<Location>>,
+    number: u32,
+    places: Vec<OnceLock<Place>>,
+}
+
+/// Where a block is: which copy, and where in it.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    copy: usize,
+    location: Location,
 }
 
 /// A stretch of an image's disk.
@@ -58,22 +68,48 @@ pub struct BlockStatus {
 impl Store {
     /// Opens a visible image. Reads its manifest; pages and blocks are read when they are asked for, through `cache`.
     pub async fn open_image(&self, manifest: &ManifestId, cache: Arc<BlockCache>) -> Result<Image> {
-        // Another process may have written the image since this one looked.
-        self.refresh().await?;
-        let inner = Inner {
-            store: self.clone(),
-            id: *manifest,
-            manifest: self.load_manifest(manifest).await?,
-            cache,
-            pages: Mutex::new(Lru::new(MAX_PAGES)),
-            readahead: Readahead::default(),
-            prefetches: Semaphore::new(MAX_PREFETCHES),
-        };
-        Ok(Image { inner: Arc::new(inner) })
+        Image::open(std::slice::from_ref(self), manifest, cache).await
     }
 }
 
 impl Image {
+    /// Opens an image of which several stores hold a copy: reads are spread over those which can be reached and where it is
+    /// visible, and what one of them cannot give comes from another.
+    pub async fn open(stores: &[Store], manifest: &ManifestId, cache: Arc<BlockCache>) -> Result<Self> {
+        let mut copies = Vec::new();
+        let mut first = None;
+        for store in stores {
+            match store.is_readable(manifest).await {
+                Ok(()) => copies.push(store.clone()),
+                Err(error) => {
+                    if stores.len() > 1 {
+                        tracing::warn!(%error, store = %store.location(), "a copy of an image is not used");
+                    }
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        if let (true, Some(error)) = (copies.is_empty(), first) {
+            return Err(error);
+        }
+        let inner = Inner {
+            manifest: load_root(copies.clone(), *manifest).await?,
+            copies,
+            id: *manifest,
+            cache,
+            pages: Mutex::new(Lru::new(MAX_PAGES)),
+            readahead: Readahead::default(),
+            prefetches: Semaphore::new(MAX_PREFETCHES),
+            damaged: AtomicU64::new(0),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Blocks that one copy could not give since this was opened, and another gave. Somebody should repair that copy.
+    pub fn damaged_reads(&self) -> u64 {
+        self.inner.damaged.load(Ordering::Relaxed)
+    }
+
     /// The disk's size in bytes.
     pub fn size(&self) -> u64 {
         self.inner.manifest.logical_bytes
@@ -167,10 +203,10 @@ impl Image {
                 else {
                     continue;
                 };
-                let Ok(location) = inner.locate(&page, index, &hash).await else { return };
+                let Ok(Place { copy, location }) = inner.locate(&page, index, &hash).await else { return };
                 let frame = (location.pack, location.offset);
                 if last.replace(frame) != Some(frame)
-                    && inner.cache.frame(&inner.store, &location).await.is_err()
+                    && inner.cache.frame(&inner.copies[copy], &location).await.is_err()
                 {
                     return;
                 }
@@ -200,29 +236,37 @@ impl Inner {
             return Ok(cached);
         }
         // Two who miss at once read it twice; that is rarer than a lock is costly.
-        let page = self.store.load_page(&entry.id).await?;
-        let page = Arc::new(LocatedPage { page, locations: vec![OnceLock::new(); BLOCKS_PER_PAGE] });
+        let mut sources = self.copies.clone();
+        sources.rotate_left(self.first_copy(number));
+        let page = load_page(sources, entry.id).await?;
+        let page = Arc::new(LocatedPage { page, number, places: vec![OnceLock::new(); BLOCKS_PER_PAGE] });
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         pages.insert(number, Arc::clone(&page));
         Ok(Some(page))
     }
 
-    async fn locate(&self, page: &LocatedPage, index: usize, hash: &BlockHash) -> Result<Location> {
-        if let Some(location) = page.locations[index].get() {
-            return Ok(*location);
+    /// The copy that is read first: neighbours from the same, so that frames and read-ahead serve.
+    fn first_copy(&self, page: u32) -> usize {
+        page as usize % self.copies.len()
+    }
+
+    async fn locate(&self, page: &LocatedPage, index: usize, hash: &BlockHash) -> Result<Place> {
+        if let Some(place) = page.places[index].get() {
+            return Ok(*place);
         }
-        let location = self.find(hash).await?;
-        Ok(*page.locations[index].get_or_init(|| location))
+        let copy = self.first_copy(page.number);
+        let location = self.find(copy, hash, &[]).await?.ok_or(Error::NotIndexed { hash: *hash })?;
+        Ok(*page.places[index].get_or_init(|| Place { copy, location }))
     }
 
-    async fn find(&self, hash: &BlockHash) -> Result<Location> {
-        let (store, wanted) = (self.store.clone(), *hash);
-        let found = tokio::task::spawn_blocking(move || store.index().find(wanted.as_bytes())).await??;
-        found.filter(|location| location.kind == FrameKind::Blocks).ok_or(Error::NotIndexed { hash: *hash })
+    /// Where a copy has a block, in none of these packs.
+    async fn find(&self, copy: usize, hash: &BlockHash, not_in: &[PackId]) -> Result<Option<Location>> {
+        let (store, wanted, not_in) = (self.copies[copy].clone(), *hash, not_in.to_vec());
+        let find = move || store.index().find_where(wanted.as_bytes(), |pack| !not_in.contains(pack));
+        let found = tokio::task::spawn_blocking(find).await??;
+        Ok(found.filter(|location| location.kind == FrameKind::Blocks))
     }
 
-    /// Reads part of a block. A pack that is gone was freed by a garbage collection, which moved what lives in it: then the
-    /// block is sought anew.
     async fn read_block(
         &self,
         page: &LocatedPage,
@@ -231,30 +275,61 @@ impl Inner {
         within: usize,
         buf: &mut [u8],
     ) -> Result<()> {
-        let mut location = self.locate(page, index, hash).await?;
-        for _ in 0..MAX_MOVES {
-            match self.read_located(&location, hash, within, buf).await {
-                Err(error) if self.store.note_gone(&error, location.pack) => {
-                    self.store.refresh().await?;
-                    location = self.find(hash).await?;
-                }
-                done => return done,
-            }
-        }
-        self.read_located(&location, hash, within, buf).await
+        let failed = match self.locate(page, index, hash).await {
+            Ok(place) => match self.read_place(&place, hash, within, buf).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        self.read_elsewhere(page, hash, within, buf, failed).await
     }
 
-    async fn read_located(
+    /// Reads a block wherever any copy has it whole. A pack may be gone because a garbage collection moved what lives in
+    /// it; it may be damaged; its zone may be out of reach.
+    async fn read_elsewhere(
         &self,
-        location: &Location,
+        page: &LocatedPage,
         hash: &BlockHash,
         within: usize,
         buf: &mut [u8],
+        mut failed: Error,
     ) -> Result<()> {
+        for turn in 0..self.copies.len() {
+            let copy = (self.first_copy(page.number) + turn) % self.copies.len();
+            let mut tried = Vec::new();
+            if let Err(error) = self.copies[copy].refresh().await {
+                tracing::warn!(%error, "the index of a copy cannot be read");
+                continue;
+            }
+            while let Some(location) = self.find(copy, hash, &tried).await? {
+                match self.read_place(&Place { copy, location }, hash, within, buf).await {
+                    Ok(()) => {
+                        if !failed.is_gone() {
+                            self.damaged.fetch_add(1, Ordering::Relaxed);
+                            tracing::warn!(error = %failed, block = %hash, "a block was read from another place");
+                        }
+                        return Ok(());
+                    }
+                    Err(error) => {
+                        self.copies[copy].note_gone(&error, location.pack);
+                        if failed.is_gone() {
+                            failed = error;
+                        }
+                        tried.push(location.pack);
+                    }
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    async fn read_place(&self, place: &Place, hash: &BlockHash, within: usize, buf: &mut [u8]) -> Result<()> {
+        let Place { copy, location } = place;
         // Twice: what the local cache got wrong (a file cut off by hand, a disk error) the store can still give.
         let mut reason = String::new();
         for _ in 0..2 {
-            let frame = self.cache.frame(&self.store, location).await?;
+            let frame = self.cache.frame(&self.copies[*copy], location).await?;
             if !frame.holds(location.slot, hash.as_bytes()) {
                 reason = format!("slot {} of it does not hold the block that the index says", location.slot);
             } else {

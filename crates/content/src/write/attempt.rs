@@ -33,7 +33,7 @@ const MAX_HEADS: usize = 16;
 /// Times that a write begins anew because a collection condemned what it counted on.
 pub(super) const MAX_ATTEMPTS: u32 = 8;
 /// Pause before the second attempt; doubled for each further one, at most 32 times.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 /// `writers/<id>`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -196,6 +196,10 @@ impl Store {
         for number in 0..MAX_ATTEMPTS {
             if self.has_ref(manifest, &intent.owner).await? {
                 return Ok(());
+            }
+            // The usual refusal costs no record; what counts is the look after the record was written.
+            if !self.has_manifest(manifest).await? {
+                return Err(self.not_found(manifest));
             }
             let attempt = Attempt::announce(self, Some(manifest), Some(intent.clone())).await?;
             self.refresh().await?;

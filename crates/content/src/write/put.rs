@@ -62,8 +62,18 @@ impl Store {
         owner_ref: &str,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<PutReport> {
-        let source = open_chain(layers).await?;
-        self.put(source, Some(base), owner_ref, &progress).await
+        self.commit_source(base, open_chain(layers).await?, owner_ref, progress).await
+    }
+
+    /// As [`Self::commit_overlay`], for changes that are held in any other way.
+    pub async fn commit_source(
+        &self,
+        base: &ManifestId,
+        changes: Arc<dyn BlockSource>,
+        owner_ref: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<PutReport> {
+        self.put(changes, Some(base), owner_ref, &progress).await
     }
 
     /// Puts any disk that can be read sparsely: what its extents do not cover is zeros.

@@ -45,16 +45,19 @@ pub async fn replicate(
     let started = Instant::now();
     to.check_writable()?;
     check_owner(owner_ref)?;
-    if to.has_manifest(manifest).await? {
-        to.add_ref(manifest, owner_ref).await?;
-        let info = to.manifest_info(manifest).await?;
-        progress(Progress { done_bytes: info.logical_bytes, total_bytes: info.logical_bytes });
-        return Ok(ReplicateReport {
-            blocks_moved: 0,
-            bytes_moved: 0,
-            blocks_present: info.data_blocks,
-            seconds: started.elapsed().as_secs_f64(),
-        });
+    match to.add_ref(manifest, owner_ref).await {
+        Err(Error::ManifestNotFound { .. }) => {}
+        Err(error) => return Err(error),
+        Ok(()) => {
+            let info = to.manifest_info(manifest).await?;
+            progress(Progress { done_bytes: info.logical_bytes, total_bytes: info.logical_bytes });
+            return Ok(ReplicateReport {
+                blocks_moved: 0,
+                bytes_moved: 0,
+                blocks_present: info.data_blocks,
+                seconds: started.elapsed().as_secs_f64(),
+            });
+        }
     }
     from.refresh().await?;
     let root = from.load_manifest(manifest).await?;

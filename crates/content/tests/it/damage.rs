@@ -8,6 +8,9 @@ use std::sync::Arc;
 use crate::support::{BLOCK, MIB, Place, noise, open, put, read_all, text};
 use content::{BlockCache, Error, Image, Store, replicate};
 
+/// The last frame of a pack with one disk of one page: header, hash, manifest.
+const MANIFEST_FRAME: u64 = 16 + 32 + 40 + 40;
+
 fn flip(path: &Path, at: u64) {
     let file = File::options().read(true).write(true).open(path).expect("open");
     let mut byte = [0];
@@ -50,9 +53,10 @@ async fn a_flipped_bit_in_a_pack_is_never_read() {
     let len = pack.metadata().expect("file").len();
     let name = pack.file_name().expect("name").to_string_lossy().into_owned();
 
-    // The header of the first frame, its table of hashes, its payload, the noise, the page at the end.
+    // The header of the first frame, its table of hashes, its payload, the noise, the page before the manifest.
+    let page_end = len - MANIFEST_FRAME;
     let mut damaged_reads = 0;
-    for at in [32, 36, 44, 60, 600, 640, 1200, len / 2, len - 200, len - 10] {
+    for at in [32, 36, 44, 60, 600, 640, 1200, len / 2, page_end - 200, page_end - 10] {
         flip(&pack, at);
         let image = open(&store, &id).await;
         let errors = read_what_is_left(&image, &disk).await;
@@ -91,11 +95,13 @@ async fn messages_name_block_pack_and_image() {
     }
 
     // A pack that ends early, and one that is gone.
+    let image = open(&store, &id).await;
     File::options().write(true).open(&pack).expect("open").set_len(100_000).expect("cut");
-    let error = open(&store, &id).await.read_at(0, &mut buf).await.expect_err("damage").to_string();
+    let error = image.read_at(0, &mut buf).await.expect_err("damage").to_string();
     assert!(error.contains(&pack_name), "{error}");
     std::fs::remove_file(&pack).expect("remove");
-    assert!(open(&store, &id).await.read_at(0, &mut buf).await.is_err());
+    assert!(image.read_at(0, &mut buf).await.is_err());
+    assert!(store.open_image(&id, Arc::new(BlockCache::in_memory())).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,10 +135,10 @@ async fn a_cache_serves_without_the_store_and_checks_what_it_finds() {
     assert!(read_all(&image).await == disk);
     assert_eq!(cached_files(&place).len(), 2);
 
-    // Another process, later: frames come from the cache alone. The pack keeps only its last bytes, the page.
+    // Another process, later: frames come from the cache alone. The pack keeps only its last bytes, page and manifest.
     let pack = place.objects("store/packs").remove(0);
     let good = std::fs::read(&pack).expect("read");
-    let page = good.len() - (8 + 128 + 32 * 24);
+    let page = good.len() - MANIFEST_FRAME as usize - (8 + 128 + 32 * 24);
     let mut without_blocks = good.clone();
     without_blocks[32..page - 100].fill(0);
     std::fs::write(&pack, without_blocks).expect("write");

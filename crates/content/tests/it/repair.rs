@@ -1,0 +1,119 @@
+//! Checking a store, reading past damage, and repairing it from a replica.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use content::{BlockCache, Image, ManifestId, Store, VerifyOptions, replicate};
+
+use crate::support::{BLOCK, Place, noise, open, put, read_all, text};
+
+/// A disk of text and noise, in two stores.
+async fn two_copies(place: &Place) -> ([Store; 2], ManifestId, Vec<u8>) {
+    let stores = [place.store("a").await, place.store("b").await];
+    let disk = [(0..40).flat_map(text).collect(), noise(3, 60 * BLOCK)].concat();
+    let image = put(&stores[0], &place.raw("disk.raw", &disk)).await.manifest;
+    replicate(&stores[0], &stores[1], &image, "copy", |_| {}).await.expect("replicate");
+    (stores, image, disk)
+}
+
+/// Overwrites every object of a store below a folder, but for its first bytes.
+fn ruin(place: &Place, folder: &str, from: u64) {
+    for path in place.objects(folder) {
+        let file = std::fs::File::options().write(true).open(&path).expect("open");
+        let len = file.metadata().expect("file").len();
+        file.write_all_at(&vec![0x5a; (len - from) as usize], from).expect("write");
+    }
+}
+
+async fn verify(store: &Store, options: &VerifyOptions) -> content::StoreVerifyReport {
+    store.verify_all(options, |done, total| assert!(done <= total)).await.expect("verify")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_is_named_with_those_who_need_it() {
+    let place = Place::new();
+    let store = place.store("store").await;
+    let shared = noise(1, 20 * BLOCK);
+    let first =
+        put(&store, &place.raw("first.raw", &[shared.clone(), noise(2, BLOCK)].concat())).await.manifest;
+    let second =
+        put(&store, &place.raw("second.raw", &[noise(4, BLOCK), shared.clone()].concat())).await.manifest;
+    let clean = verify(&store, &VerifyOptions::default()).await;
+    assert_eq!((clean.images, clean.damaged, clean.damaged_frames), (2, 0, 0));
+    assert_eq!(clean.needed, 22 + 2 + 2);
+
+    // One byte of the first frame: its 16 blocks of both images.
+    let mut packs = place.objects("store/packs");
+    packs.sort_by_key(|path| std::cmp::Reverse(path.metadata().expect("file").len()));
+    let file = std::fs::File::options().write(true).open(&packs[0]).expect("open");
+    file.write_all_at(b"x", 3000).expect("write");
+    let report = verify(&store, &VerifyOptions::default()).await;
+    assert_eq!((report.damaged, report.damaged_frames, report.damages.len()), (16, 1, 16));
+    let name = packs[0].file_name().expect("name").to_string_lossy().into_owned();
+    let block = blake3::hash(&shared[..BLOCK]).to_hex().to_string();
+    let damage = report.damages.iter().find(|damage| damage.hash == block).expect("the first block");
+    assert!(damage.reason.contains(&name) && !damage.repaired, "{damage:?}");
+    let mut needs: Vec<_> = damage.needed_by.iter().map(|n| (n.manifest, n.disk_offset)).collect();
+    needs.sort_by_key(|(_, offset)| *offset);
+    assert_eq!(needs, [(first, Some(0)), (second, Some(BLOCK as u64))]);
+    assert_eq!(damage.needed_by[0].owners, ["test"]);
+
+    // Nobody has it: repairing says so and takes nothing away.
+    let report = verify(&store, &VerifyOptions { repair: true, ..Default::default() }).await;
+    assert_eq!((report.damaged, report.repaired), (16, 0));
+    assert!(packs[0].exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_repairs_everything() {
+    let place = Place::new();
+    let (stores, image, disk) = two_copies(&place).await;
+    // Every frame, the pages and the manifest included.
+    ruin(&place, "a/packs", 0);
+    let options = VerifyOptions { replicas: vec![stores[1].clone()], repair: false };
+    let found = verify(&stores[0], &options).await;
+    assert_eq!((found.damaged, found.repaired), (found.needed, 0));
+    assert_eq!(found.needed, 100 + 1 + 1);
+
+    let options = VerifyOptions { repair: true, ..options };
+    let repaired = verify(&stores[0], &options).await;
+    assert_eq!((repaired.damaged, repaired.repaired), (102, 102));
+    assert!(repaired.damages.iter().all(|damage| damage.repaired));
+    assert_eq!(verify(&stores[0], &VerifyOptions::default()).await.damaged, 0);
+    assert!(read_all(&open(&stores[0], &image).await).await == disk);
+    // The damaged pack is gone: as many bytes as in the replica.
+    let (a, b) = (stores[0].stats().await.expect("stats"), stores[1].stats().await.expect("stats"));
+    assert_eq!(a.packs, b.packs);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_pack_comes_back() {
+    let place = Place::new();
+    let (stores, image, disk) = two_copies(&place).await;
+    for path in [place.objects("a/packs"), place.objects("a/index")].concat() {
+        std::fs::remove_file(path).expect("remove");
+    }
+    let options = VerifyOptions { replicas: vec![stores[1].clone()], repair: true };
+    let a = place.store("a").await;
+    let report = verify(&a, &options).await;
+    assert_eq!((report.damaged, report.repaired), (102, 102));
+    assert!(read_all(&open(&a, &image).await).await == disk);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_go_on_while_one_copy_has_them() {
+    let place = Place::new();
+    let (stores, image, disk) = two_copies(&place).await;
+    let opened = || Image::open(&stores, &image, Arc::new(BlockCache::in_memory()));
+    let before = opened().await.expect("open");
+    ruin(&place, "a/packs", 0);
+    assert!(read_all(&before).await == disk);
+    assert!(before.damaged_reads() > 0);
+    assert!(read_all(&opened().await.expect("open")).await == disk);
+
+    // One is gone altogether.
+    std::fs::remove_dir_all(place.path("a")).expect("remove");
+    assert!(read_all(&opened().await.expect("open")).await == disk);
+    std::fs::remove_dir_all(place.path("b")).expect("remove");
+    assert!(opened().await.is_err());
+}
