@@ -26,7 +26,8 @@ impl Gallery {
         config.regions = ["eastus", "westus"]
             .map(|name| RegionConfig {
                 name: model::Region::parse(name).expect("a name"),
-                store: folder.path().join("regions").join(name),
+                store: StoreLocation::Folder(folder.path().join("regions").join(name)),
+                key_file: None,
             })
             .into();
         let bed = Bed::start_with(config, folder).await;

@@ -68,7 +68,7 @@ impl Disk {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|number| block(*number)).collect()
+        self.0.iter().map(|number| block(*number)).collect::<Vec<_>>().concat()
     }
 }
 
