@@ -89,7 +89,9 @@ impl FromStr for Format {
             "vhdx" => Ok(Self::Vhdx),
             "qcow2" => Ok(Self::Qcow2),
             "vmdk" => Ok(Self::Vmdk),
-            _ => Err(UnknownName { given: given.to_owned(), possible: "raw, vhd (or vpc), vhdx, qcow2, vmdk" }),
+            _ => {
+                Err(UnknownName { given: given.to_owned(), possible: "raw, vhd (or vpc), vhdx, qcow2, vmdk" })
+            }
         }
     }
 }

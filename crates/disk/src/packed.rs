@@ -36,7 +36,8 @@ pub(crate) fn unpack(
     report: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
     let packed = BufReader::with_capacity(PIECE, input.file());
-    let damaged = |error: std::io::Error| input.damaged(format!("its {packing} data cannot be unpacked: {error}"));
+    let damaged =
+        |error: std::io::Error| input.damaged(format!("its {packing} data cannot be unpacked: {error}"));
     let mut reader: Box<dyn Read + '_> = match packing {
         Packing::None => Box::new(packed),
         Packing::Gzip => Box::new(MultiGzDecoder::new(packed)),
@@ -109,5 +110,7 @@ fn check_space(input: &Input, out: &File) -> Result<()> {
 }
 
 fn no_room(input: &Input, total: u64, source: std::io::Error) -> Error {
-    input.unsupported(format!("the temporary file that it is unpacked into could not be written at byte {total}: {source}"))
+    input.unsupported(format!(
+        "the temporary file that it is unpacked into could not be written at byte {total}: {source}"
+    ))
 }

@@ -222,13 +222,9 @@ struct Link {
 impl Link {
     fn spawn(program: &Path, path: &Path, timeout: Duration) -> Result<Self> {
         let failed = |source| io("start a reader for", path, source);
-        let (socket, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|errno| failed(errno.into()))?;
+        let (socket, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|errno| failed(errno.into()))?;
         let child = Command::new(program)
             .arg(READER_ARGUMENT)
             .env_clear()
@@ -260,12 +256,8 @@ impl Link {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_PER_MESSAGE))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&files));
-        let sent = rustix::net::sendmsg(
-            &self.socket,
-            &[IoSlice::new(&[0])],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        );
+        let sent =
+            rustix::net::sendmsg(&self.socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL);
         sent.map(drop).map_err(|errno| self.lost(errno))
     }
 
@@ -278,7 +270,8 @@ impl Link {
                 let reason = format!("it did not answer within {:?}, and was ended", self.timeout);
                 return Err(self.end(reason));
             }
-            let timespec = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            let timespec =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timespec)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => break,

@@ -91,9 +91,25 @@ impl Table {
 
     /// Entry `index`, which must be smaller than [`Self::entries`].
     pub(crate) fn get(&self, input: &Input, index: u64) -> Result<u64> {
+        let (page, first) = self.page(input, index)?;
+        Ok(page[(index - first) as usize])
+    }
+
+    /// The first entry after `index` that is no hole, or an earlier one: as far as is known without reading more.
+    pub(crate) fn skip(&self, input: &Input, index: u64, hole: impl Fn(u64) -> bool) -> Result<u64> {
+        let (page, first) = self.page(input, index)?;
+        Ok(index + run(&page[(index - first) as usize..], hole))
+    }
+
+    fn page(&self, input: &Input, index: u64) -> Result<(Arc<[u64]>, u64)> {
         let first = index / PAGE_ENTRIES * PAGE_ENTRIES;
         let entries = PAGE_ENTRIES.min(self.entries - first);
         let page = self.pages.read(input, self.offset + first * self.pages.word.bytes(), entries)?;
-        Ok(page[(index - first) as usize])
+        Ok((page, first))
     }
+}
+
+/// How many entries at the front are holes.
+pub(crate) fn run(entries: &[u64], hole: impl Fn(u64) -> bool) -> u64 {
+    entries.iter().position(|entry| !hole(*entry)).unwrap_or(entries.len()) as u64
 }

@@ -7,8 +7,8 @@
 mod dynamic;
 mod footer;
 
-pub(crate) use dynamic::{DynamicHeader, FREE, SECTOR};
 use dynamic::DynamicVhd;
+pub(crate) use dynamic::{DynamicHeader, FREE, SECTOR};
 pub(crate) use footer::{DiskType, FOOTER_BYTES, Footer};
 
 use crate::input::Input;
@@ -33,8 +33,14 @@ pub fn published_size(logical_bytes: u64) -> Option<u64> {
 /// arguments give the same bytes (its time stamp says 2000-01-01), so that a page blob that shows an image reads the same
 /// every time.
 pub fn fixed_footer(logical_bytes: u64, unique_id: [u8; 16]) -> [u8; FOOTER_BYTES] {
-    Footer { size: logical_bytes, disk_type: DiskType::Fixed, data_offset: u64::MAX, time_stamp: 0, unique_id }
-        .encode()
+    Footer {
+        size: logical_bytes,
+        disk_type: DiskType::Fixed,
+        data_offset: u64::MAX,
+        time_stamp: 0,
+        unique_id,
+    }
+    .encode()
 }
 
 /// Opens a VHD, fixed or dynamic. A differencing one is refused: it holds only what differs from another file.

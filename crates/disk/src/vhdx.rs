@@ -26,7 +26,8 @@ const HEADER_BYTES: usize = 4096;
 const REGION_TABLES_AT: [u64; 2] = [192 << 10, 256 << 10];
 const REGION_TABLE_BYTES: usize = 64 << 10;
 const MAX_REGIONS: u32 = 2047;
-const BAT_REGION: Guid = Guid::new(0x2dc2_7766, 0xf623, 0x4200, [0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08]);
+const BAT_REGION: Guid =
+    Guid::new(0x2dc2_7766, 0xf623, 0x4200, [0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08]);
 const METADATA_REGION: Guid =
     Guid::new(0x8b7c_a206, 0x4790, 0x4b9a, [0xb8, 0xfe, 0x57, 0x5f, 0x05, 0x0f, 0x88, 0x6e]);
 /// Payload blocks covered by one sector bitmap block, times the block's size, in logical sectors.
@@ -42,9 +43,7 @@ impl Guid {
 
     const fn new(a: u32, b: u16, c: u16, d: [u8; 8]) -> Self {
         let (a, b, c) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes());
-        Self([
-            a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7],
-        ])
+        Self([a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]])
     }
 
     fn at(bytes: &[u8], at: usize) -> Self {
@@ -148,10 +147,15 @@ fn parse_regions(bytes: &[u8], file_len: u64) -> Result<((u64, u64), (u64, u64))
         let slot = match guid {
             BAT_REGION => &mut bat,
             METADATA_REGION => &mut metadata,
-            _ if le32(entry, 28) & 1 != 0 => return Err("it has a required region that is not known".to_owned()),
+            _ if le32(entry, 28) & 1 != 0 => {
+                return Err("it has a required region that is not known".to_owned());
+            }
             _ => continue,
         };
-        if !offset.is_multiple_of(MIB) || offset < MIB || offset.checked_add(len).is_none_or(|end| end > file_len) {
+        if !offset.is_multiple_of(MIB)
+            || offset < MIB
+            || offset.checked_add(len).is_none_or(|end| end > file_len)
+        {
             return Err(format!("a region of {len} bytes is said to be at {offset}, outside of the file"));
         }
         if slot.replace((offset, len)).is_some() {
@@ -192,9 +196,9 @@ impl BlockMap for Vhdx {
             6 => {
                 let len = self.block_bytes().min(self.size() - number * self.block_bytes());
                 if place < MIB || place.checked_add(len).is_none_or(|end| end > self.input.file_len()) {
-                    return Err(self.input.damaged(format!(
-                        "block {number} is said to be at {place}, outside of the file"
-                    )));
+                    return Err(self
+                        .input
+                        .damaged(format!("block {number} is said to be at {place}, outside of the file")));
                 }
                 Ok(Block::Data(place))
             }

@@ -44,7 +44,9 @@ pub(crate) fn open(mut inputs: Vec<Input>) -> Result<Box<dyn BlockSource>> {
     let descriptor = read_descriptor(&first)?;
     let named = descriptor.files().count();
     if named != inputs.len() {
-        return Err(first.unsupported(format!("it names {named} other files, and {} were given", inputs.len())));
+        return Err(
+            first.unsupported(format!("it names {named} other files, and {} were given", inputs.len()))
+        );
     }
     let size = descriptor.bytes().ok_or_else(|| first.damaged("its extents' sizes overflow".to_owned()))?;
     first.check_size(size)?;
@@ -58,7 +60,8 @@ pub(crate) fn open(mut inputs: Vec<Input>) -> Result<Box<dyn BlockSource>> {
         let source: Option<Box<dyn BlockSource>> = match (&line.kind, file) {
             (Kind::Flat { offset_sectors }, Some(file)) => {
                 let offset = offset_sectors.checked_mul(SECTOR);
-                let offset = offset.ok_or_else(|| first.damaged("an extent's offset overflows".to_owned()))?;
+                let offset =
+                    offset.ok_or_else(|| first.damaged("an extent's offset overflows".to_owned()))?;
                 Some(Box::new(RawFile::window(file, offset, len)?))
             }
             (Kind::Sparse, Some(file)) => Some(Box::new(SparseExtent::open_part(file, len)?)),

@@ -124,7 +124,9 @@ impl<'a> Target<'a> {
         self.file().set_len(len).map_err(|source| {
             // ext4's largest file has a little less than 16 TiB.
             if source.kind() == ErrorKind::FileTooLarge {
-                self.refused(format!("its file system has no files of {len} bytes; use another one (XFS, btrfs)"))
+                self.refused(format!(
+                    "its file system has no files of {len} bytes; use another one (XFS, btrfs)"
+                ))
             } else {
                 self.io("set the size of", source)
             }

@@ -28,14 +28,7 @@ impl Unpacked {
     }
 
     /// Fills `buf` from `within` the cluster whose compressed data is in the `len` bytes at `at`.
-    pub(super) fn read(
-        &self,
-        input: &Input,
-        at: u64,
-        len: u64,
-        within: usize,
-        buf: &mut [u8],
-    ) -> Result<()> {
+    pub(super) fn read(&self, input: &Input, at: u64, len: u64, within: usize, buf: &mut [u8]) -> Result<()> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let cluster = match last.take() {
             Some((place, cluster)) if place == at => cluster,

@@ -72,9 +72,7 @@ pub(super) fn decode(header: &Header, table: &[u64], number: u64, file_len: u64)
     match (bitmap >> sub & 1, bitmap >> (SUBCLUSTERS + sub) & 1) {
         (0, 0) => Ok(Unit::Unallocated),
         (0, _) => Ok(Unit::Zero),
-        (_, 0) if host != 0 => {
-            Ok(Unit::Data(host + sub * ((1 << header.cluster_bits) / SUBCLUSTERS)))
-        }
+        (_, 0) if host != 0 => Ok(Unit::Data(host + sub * ((1 << header.cluster_bits) / SUBCLUSTERS))),
         _ => Err(format!("the entry {entry:#x} with the bitmap {bitmap:#x} contradicts itself")),
     }
 }

@@ -118,9 +118,7 @@ impl Header {
             )));
         }
         if l1_stored < l1_entries {
-            return Err(
-                input.damaged(format!("its L1 table has {l1_stored} entries and needs {l1_entries}"))
-            );
+            return Err(input.damaged(format!("its L1 table has {l1_stored} entries and needs {l1_entries}")));
         }
         let l1_fits = l1_offset.checked_add(l1_entries * 8).is_some_and(|end| end <= input.file_len());
         if !l1_fits || (l1_entries > 0 && l1_offset < needed) {

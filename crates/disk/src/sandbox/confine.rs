@@ -77,6 +77,8 @@ pub(super) fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
         libc::SYS_ftruncate,
         libc::SYS_fstatfs,
         libc::SYS_close,
+        // The standard library looks at what it closes, in debug builds.
+        libc::SYS_fcntl,
         // Memory.
         libc::SYS_brk,
         libc::SYS_munmap,
@@ -101,12 +103,8 @@ pub(super) fn seccomp() -> Result<(), Box<dyn std::error::Error>> {
         plain.into_iter().map(|number| (number, Vec::new())).collect();
     for number in [libc::SYS_mmap, libc::SYS_mprotect] {
         let executable = libc::PROT_EXEC.unsigned_abs().into();
-        let not_executable = SeccompCondition::new(
-            2,
-            SeccompCmpArgLen::Qword,
-            SeccompCmpOp::MaskedEq(executable),
-            0,
-        )?;
+        let not_executable =
+            SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(executable), 0)?;
         rules.insert(number, vec![SeccompRule::new(vec![not_executable])?]);
     }
     let filter = SeccompFilter::new(

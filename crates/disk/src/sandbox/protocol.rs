@@ -46,12 +46,23 @@ pub enum Landlock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     /// Unpacking goes on; so many bytes so far.
-    Working { bytes: u64 },
-    Opened { size: u64, landlock: Landlock },
+    Working {
+        bytes: u64,
+    },
+    Opened {
+        size: u64,
+        landlock: Landlock,
+    },
     /// Extents in order; `more` if the disk may have others behind them.
-    Extents { extents: Vec<Extent>, more: bool },
+    Extents {
+        extents: Vec<Extent>,
+        more: bool,
+    },
     Read,
-    Failed { kind: Failure, reason: String },
+    Failed {
+        kind: Failure,
+        reason: String,
+    },
 }
 
 /// Which kind of [`crate::Error`].
@@ -229,8 +240,9 @@ mod tests {
         for request in [Request::Extents { from: 7 }, Request::Read { offset: u64::MAX, len: 9 }] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }
-        let extents =
-            (0..MAX_EXTENTS as u64).map(|n| Extent { start: n * 9, len: 3, kind: ExtentKind::Zero }).collect();
+        let extents = (0..MAX_EXTENTS as u64)
+            .map(|n| Extent { start: n * 9, len: 3, kind: ExtentKind::Zero })
+            .collect();
         for reply in [
             Reply::Working { bytes: 3 },
             Reply::Opened { size: 9, landlock: Landlock::Partial },

@@ -89,7 +89,9 @@ impl DynamicVhd {
             )));
         }
         if needed > MAX_BAT_ENTRIES {
-            return Err(input.unsupported(format!("a table of {needed} entries; at most {MAX_BAT_ENTRIES} are read")));
+            return Err(
+                input.unsupported(format!("a table of {needed} entries; at most {MAX_BAT_ENTRIES} are read"))
+            );
         }
         let bat = Table::new(&input, header.bat_offset, needed, Word::Be32, "block allocation table")?;
         Ok(Self { input, size: footer.size, header, bat })
@@ -112,11 +114,14 @@ impl BlockMap for DynamicVhd {
     fn block(&self, number: u64) -> Result<Block> {
         let sector = self.bat.get(&self.input, number)?;
         if sector == u64::from(FREE) {
-            return Ok(Block::Hole { until: number + 1 });
+            let until = self.bat.skip(&self.input, number, |sector| sector == u64::from(FREE))?;
+            return Ok(Block::Hole { until });
         }
         let place = sector * SECTOR + self.header.bitmap_bytes();
         if place + self.block_bytes() > self.input.file_len() {
-            return Err(self.input.damaged(format!("block {number} is said to be at {place}, outside of the file")));
+            return Err(self
+                .input
+                .damaged(format!("block {number} is said to be at {place}, outside of the file")));
         }
         Ok(Block::Data(place))
     }

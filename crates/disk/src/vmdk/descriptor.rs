@@ -156,7 +156,9 @@ fn extent_line(line: &str) -> Result<ExtentLine, Refusal> {
         Some("SPARSE") if offset.is_empty() => Kind::Sparse,
         Some("SPARSE") | None => return Err(bad()),
         Some(other) => {
-            return Err(Refusal::Unsupported(format!("an extent of kind {other:?}; FLAT, SPARSE and ZERO are read")));
+            return Err(Refusal::Unsupported(format!(
+                "an extent of kind {other:?}; FLAT, SPARSE and ZERO are read"
+            )));
         }
     };
     let plain = !name.is_empty()
@@ -190,7 +192,8 @@ mod tests {
 
     #[test]
     fn extents_in_order() {
-        let parsed = parse("RW 8 FLAT \"a b-f001.vmdk\" 16\nRW 4 ZERO\nRDONLY 1 SPARSE \"c.vmdk\"").expect("reads");
+        let parsed =
+            parse("RW 8 FLAT \"a b-f001.vmdk\" 16\nRW 4 ZERO\nRDONLY 1 SPARSE \"c.vmdk\"").expect("reads");
         assert_eq!(parsed.files().collect::<Vec<_>>(), ["a b-f001.vmdk", "c.vmdk"]);
         assert_eq!(parsed.bytes(), Some(13 * 512));
         assert_eq!(parsed.extents[0].kind, Kind::Flat { offset_sectors: 16 });

@@ -8,7 +8,7 @@ use super::descriptor::{self, MAX_DESCRIPTOR_BYTES};
 use crate::blocks::{self, Block, BlockMap};
 use crate::inflate::{Wrapping, inflate};
 use crate::input::Input;
-use crate::table::{Pages, Table, Word};
+use crate::table::{Pages, Table, Word, run};
 use crate::{BlockSource, Error, Extents, Result};
 
 const MAGIC: &[u8; 4] = b"KDMV";
@@ -71,16 +71,19 @@ impl SparseExtent {
     pub(super) fn open_whole(input: Input) -> Result<Self> {
         let this = Self::open(input)?;
         let Header { descriptor_at, descriptor_len, .. } = this.header;
-        if descriptor_at == 0 {
-            let reason = "it is one extent of a larger disk; open the small descriptor file that names it";
-            return Err(this.input.unsupported(reason.to_owned()));
-        }
         let bytes = descriptor_len.checked_mul(SECTOR).filter(|bytes| *bytes <= MAX_DESCRIPTOR_BYTES);
         let (Some(at), Some(bytes)) = (descriptor_at.checked_mul(SECTOR), bytes) else {
             return Err(this.input.damaged("its descriptor is said to be outside of the file".to_owned()));
         };
         let mut text = vec![0; bytes as usize];
-        this.input.read_exact(at, &mut text)?;
+        if at != 0 {
+            this.input.read_exact(at, &mut text)?;
+        }
+        // An extent of several has no descriptor, or room for one.
+        if at == 0 || text.first().is_none_or(|byte| *byte == 0) {
+            let reason = "it is one extent of a larger disk; open the small descriptor file that names it";
+            return Err(this.input.unsupported(reason.to_owned()));
+        }
         descriptor::check(&text).map_err(|refusal| refusal.about(&this.input))?;
         Ok(this)
     }
@@ -89,10 +92,9 @@ impl SparseExtent {
     pub(super) fn open_part(input: Input, len: u64) -> Result<Self> {
         let this = Self::open(input)?;
         if this.size() != len {
-            return Err(this.input.damaged(format!(
-                "it has {} bytes, and the descriptor says {len}",
-                this.size()
-            )));
+            return Err(this
+                .input
+                .damaged(format!("it has {} bytes, and the descriptor says {len}", this.size())));
         }
         Ok(this)
     }
@@ -213,8 +215,10 @@ impl Header {
 
 /// The header at the end of a file that was written as a stream.
 fn footer(input: &Input) -> Result<Header> {
-    let lost = |why: String| input.damaged(format!("its footer cannot be used: {why}; was the file cut off?"));
-    let at = input.file_len().checked_sub(FOOTER_SECTORS * SECTOR).ok_or_else(|| lost("no room".to_owned()))?;
+    let lost =
+        |why: String| input.damaged(format!("its footer cannot be used: {why}; was the file cut off?"));
+    let at =
+        input.file_len().checked_sub(FOOTER_SECTORS * SECTOR).ok_or_else(|| lost("no room".to_owned()))?;
     let mut bytes = [0; FOOTER_SECTORS as usize * SECTOR as usize];
     input.read_exact(at, &mut bytes)?;
     let (marker, end) = (&bytes[..512], &bytes[1024..]);
@@ -253,16 +257,21 @@ impl BlockMap for SparseExtent {
             return Ok(Block::Hole { until: (number / per_table + 1) * per_table });
         }
         let table = self.tables.read(&self.input, table_at, per_table)?;
-        let sector = table[(number % per_table) as usize];
-        if sector == 0 || (sector == 1 && self.header.flags & flags::ZERO_GRAINS != 0) {
-            return Ok(Block::Hole { until: number + 1 });
+        let entries = &table[(number % per_table) as usize..];
+        let sector = entries[0];
+        let zero_grains = self.header.flags & flags::ZERO_GRAINS != 0;
+        let hole = |sector| sector == 0 || (sector == 1 && zero_grains);
+        if hole(sector) {
+            return Ok(Block::Hole { until: number + run(entries, hole) });
         }
         let place = sector * SECTOR;
         let len = self.grain_bytes().min(self.size() - number * self.grain_bytes());
         let end = if self.compressed() { place + SECTOR } else { place + len };
         // The last sector of a compressed grain need not be whole.
         if end > self.input.file_len().next_multiple_of(SECTOR) {
-            return Err(self.input.damaged(format!("grain {number} is said to be at {place}, outside of the file")));
+            return Err(self
+                .input
+                .damaged(format!("grain {number} is said to be at {place}, outside of the file")));
         }
         Ok(Block::Data(place))
     }

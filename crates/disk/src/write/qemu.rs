@@ -35,14 +35,19 @@ pub(super) fn convert(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|source| target.refused(format!("qemu-img is needed for {format}, and does not start: {source}")))?;
+        .map_err(|source| {
+            target.refused(format!("qemu-img is needed for {format}, and does not start: {source}"))
+        })?;
     let mut child = Ended(child);
     if let Some(stdout) = child.0.stdout.take() {
         report(stdout, &mut |percent| progress(size / 2 + (size - size / 2) / 100 * percent));
     }
     let mut complaint = Vec::new();
     if let Some(stderr) = child.0.stderr.take() {
-        stderr.take(MAX_COMPLAINT).read_to_end(&mut complaint).map_err(|source| target.io("convert", source))?;
+        stderr
+            .take(MAX_COMPLAINT)
+            .read_to_end(&mut complaint)
+            .map_err(|source| target.io("convert", source))?;
     }
     let status = child.0.wait().map_err(|source| target.io("convert", source))?;
     if !status.success() {

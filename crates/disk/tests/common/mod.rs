@@ -8,38 +8,38 @@ use std::process::Command;
 
 use disk::{BlockSource, ExtentKind};
 
-pub const KIB: u64 = 1 << 10;
-pub const MIB: u64 = 1 << 20;
-pub const GIB: u64 = 1 << 30;
-pub const TIB: u64 = 1 << 40;
+pub(crate) const KIB: u64 = 1 << 10;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
+pub(crate) const TIB: u64 = 1 << 40;
 
 /// The program that reads disks in a sandbox.
-pub fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_disk-reader"))
 }
 
-pub fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().expect("the program is installed");
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
 }
 
 /// A folder for test files, in memory where there is such a place: sparse files there may be larger than ext4's.
-pub fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
     tempfile::Builder::new().prefix("tintype-disk-").tempdir_in(parent).expect("temporary folder")
 }
 
-pub fn join(folder: &tempfile::TempDir, name: &str) -> String {
+pub(crate) fn join(folder: &tempfile::TempDir, name: &str) -> String {
     folder.path().join(name).to_str().expect("text").to_owned()
 }
 
 /// Numbers that look random, the same every time.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         // SplitMix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -48,11 +48,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         for chunk in bytes.chunks_mut(8) {
             chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
@@ -61,7 +61,7 @@ impl Random {
     }
 
     /// Bytes that compress about as file systems do: some text, some noise.
-    pub fn mixed(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn mixed(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = self.bytes(len);
         for chunk in bytes.chunks_mut(3000).step_by(2) {
             for (n, byte) in chunk.iter_mut().enumerate() {
@@ -74,7 +74,7 @@ impl Random {
 
 /// What a test disk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     /// A few stretches at odd places, and the last bytes.
     Sparse,
     /// Every byte.
@@ -82,7 +82,7 @@ pub enum Content {
 }
 
 /// Makes a raw disk.
-pub fn make_raw(path: &str, size: u64, content: Content, seed: u64) {
+pub(crate) fn make_raw(path: &str, size: u64, content: Content, seed: u64) {
     let mut random = Random(seed);
     let file = File::create(path).expect("create");
     file.set_len(size).expect("size");
@@ -104,7 +104,7 @@ pub fn make_raw(path: &str, size: u64, content: Content, seed: u64) {
 }
 
 /// All bytes of a disk, through its extents; what no extent covers is zeros, and the source must agree.
-pub fn bytes(source: &dyn BlockSource) -> disk::Result<Vec<u8>> {
+pub(crate) fn bytes(source: &dyn BlockSource) -> disk::Result<Vec<u8>> {
     let size = source.logical_size() as usize;
     let mut disk = vec![0; size];
     let mut end = 0;
@@ -130,7 +130,7 @@ fn assert_zeros(source: &dyn BlockSource, start: u64, end: u64) -> disk::Result<
 }
 
 /// Fails at the first difference; one disk may have zeros behind the other's end.
-pub fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
+pub(crate) fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
     let common = ours.len().min(theirs.len());
     if ours[..common] != theirs[..common] {
         let at = ours.iter().zip(theirs).position(|(a, b)| a != b);
@@ -140,7 +140,7 @@ pub fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
 }
 
 /// Converts with qemu-img; `options` may be empty.
-pub fn convert(from: (&str, &str), to: (&str, &str), options: &[&str]) {
+pub(crate) fn convert(from: (&str, &str), to: (&str, &str), options: &[&str]) {
     let mut args = vec!["convert", "-f", from.0, "-O", to.0];
     args.extend(options);
     args.extend([from.1, to.1]);
@@ -148,7 +148,7 @@ pub fn convert(from: (&str, &str), to: (&str, &str), options: &[&str]) {
 }
 
 /// Opens a disk in this process.
-pub fn open_here(format: disk::Format, paths: &[PathBuf]) -> disk::Result<Box<dyn BlockSource>> {
+pub(crate) fn open_here(format: disk::Format, paths: &[PathBuf]) -> disk::Result<Box<dyn BlockSource>> {
     let inputs = paths.iter().map(|path| disk::Input::open(path)).collect::<disk::Result<Vec<_>>>()?;
     disk::image::open(format, inputs)
 }
