@@ -3,9 +3,12 @@
 //! This is what the sandboxed reader ([`crate::sandbox`]) runs. It parses hostile bytes in the process that calls it, so
 //! nothing but that reader, tests and fuzzers should.
 
+use std::fs::File;
+
 use crate::input::{Input, check_range};
+use crate::packed::unpack;
 use crate::vhdx::Vhdx;
-use crate::{BlockSource, Chain, Error, Extents, Format, RawFile, Result, vhd, vmdk};
+use crate::{BlockSource, Chain, Error, Extents, Format, Packing, RawFile, Result, vhd, vmdk};
 
 /// Opens the disk in `inputs`. One file, but for VMDK, whose descriptor is followed by the files that it names, and for
 /// qcow2, where several files are a chain, the lowest first. A qcow2 that is an overlay is refused without those below.
@@ -21,6 +24,19 @@ pub fn open(format: Format, mut inputs: Vec<Input>) -> Result<Box<dyn BlockSourc
         (Some(input), 0, _) => Ok(Box::new(Vhdx::open(input)?)),
         _ => Err(Error::Chain { reason: format!("a {format} disk is one file") }),
     }
+}
+
+/// Opens a disk that is packed: unpacks all of it into `temporary`, an empty file, and opens that. `report` gets the bytes
+/// that there are so far, now and then, and may stop the work with an error.
+pub fn open_packed(
+    format: Format,
+    packing: Packing,
+    packed: &Input,
+    temporary: File,
+    report: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Box<dyn BlockSource>> {
+    let len = unpack(packing, packed, &temporary, report)?;
+    open(format, vec![Input::of_known_len(packed.path().to_owned(), temporary, len)])
 }
 
 /// A chain with nothing below it: what no layer holds is zeros.

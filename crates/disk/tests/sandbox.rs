@@ -132,7 +132,7 @@ fn bombs_are_refused() {
         "sh",
         &[
             "-c",
-            &format!("yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | head -c 400000000 | zstd -q -3 -c > '{packed}'"),
+            &format!("yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | head -c 200000000 | zstd -q -19 -c > '{packed}'"),
         ],
     );
     let error = open(Packing::Zstd).err().expect("refused").to_string();

@@ -14,7 +14,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use super::confine::{self, Limits};
 use super::protocol::{CHUNK, FILES_PER_MESSAGE, Failure, Landlock, MAX_EXTENTS, Reply, Request, Setup};
 use crate::input::Input;
-use crate::packed::{MAX_UNPACKED_BYTES, unpack};
+use crate::packed::MAX_UNPACKED_BYTES;
 use crate::{BlockSource, Error, Extents, Packing, image};
 
 /// Standard input, output and error.
@@ -51,13 +51,11 @@ fn serve(socket: BorrowedFd<'_>) -> Result<(), Stop> {
         Err(error) => return send_error(socket, &error),
     };
     let landlock = give_up(&temporary, &inputs).map_err(Stop::Because)?;
-    if let Some(temporary) = temporary {
-        match unpacked(socket, setup.packing, inputs, temporary) {
-            Ok(input) => inputs = vec![input],
-            Err(error) => return send_error(socket, &error),
-        }
-    }
-    let disk = match image::open(setup.format, inputs) {
+    let opened = match temporary {
+        None => image::open(setup.format, inputs),
+        Some(temporary) => unpacked(socket, setup, inputs, temporary),
+    };
+    let disk = match opened {
         Ok(disk) => disk,
         Err(error) => return send_error(socket, &error),
     };
@@ -111,10 +109,10 @@ fn give_up(temporary: &Option<File>, inputs: &[Input]) -> Result<Landlock, Strin
 
 fn unpacked(
     socket: BorrowedFd<'_>,
-    packing: Packing,
+    setup: Setup,
     mut inputs: Vec<Input>,
     temporary: File,
-) -> crate::Result<Input> {
+) -> crate::Result<Box<dyn BlockSource>> {
     let (Some(packed), true) = (inputs.pop(), inputs.is_empty()) else {
         return Err(Error::Chain { reason: "a packed disk is one file".to_owned() });
     };
@@ -122,8 +120,7 @@ fn unpacked(
         Ok(()) => Ok(()),
         Err(_) => Err(Error::Chain { reason: "the parent is gone".to_owned() }),
     };
-    let len = unpack(packing, &packed, &temporary, &mut report)?;
-    Ok(Input::of_known_len(PathBuf::from("the disk"), temporary, len))
+    image::open_packed(setup.format, setup.packing, &packed, temporary, &mut report)
 }
 
 /// Answers requests until the parent closes the socket.
