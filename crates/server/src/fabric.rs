@@ -259,7 +259,7 @@ mod tests {
     async fn an_open_store_is_marked_as_this_servers() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::new(dir.path());
-        let RegionConfig { name, store } = &config.regions[0];
+        let RegionConfig { name, store, .. } = &config.regions[0];
         let fabric = Fabric::new(&config).unwrap();
         fabric.store(name).await.unwrap();
         let store = store.as_folder().unwrap();
