@@ -15,6 +15,7 @@
 //! To add a resource type: one file here with its shape, `parse` and `render`; its type in [`resource_type`].
 
 pub mod api_version;
+pub mod disk;
 pub mod error;
 pub mod gallery;
 pub mod image_definition;

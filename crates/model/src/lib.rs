@@ -24,6 +24,7 @@ pub mod image_definition;
 pub mod image_template;
 pub mod image_version;
 pub mod latest;
+pub mod managed_disk;
 pub mod names;
 pub mod operation;
 pub mod provisioning;
@@ -38,7 +39,7 @@ pub mod virtual_machine;
 pub mod vm_size;
 
 pub use names::{
-    GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName, SubscriptionId,
+    DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName, SubscriptionId,
     VmName,
 };
 pub use provisioning::{Failure, InvalidTransition, ProvisioningState};
