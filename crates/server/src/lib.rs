@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod blob;
 mod config;
 mod endpoint;
 pub mod fabric;
