@@ -39,8 +39,8 @@ pub mod virtual_machine;
 pub mod vm_size;
 
 pub use names::{
-    DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName, SubscriptionId,
-    VmName,
+    DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName,
+    SubscriptionId, VmName,
 };
 pub use provisioning::{Failure, InvalidTransition, ProvisioningState};
 pub use reference::{ImageDefinitionRef, ImageVersionRef, ManifestRef, ResourceRef, VersionSelector};

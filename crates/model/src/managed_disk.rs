@@ -15,10 +15,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use creation::{
-    CreateOption, CreationData, DiskImageReference, DiskOrigin, FOOTER_BYTES, ImageId, UPLOAD_BYTES_MAX, UPLOAD_BYTES_MIN, URI_BYTES_MAX,
+    CreateOption, CreationData, DiskImageReference, DiskOrigin, FOOTER_BYTES, ImageId, UPLOAD_BYTES_MAX,
+    UPLOAD_BYTES_MIN, URI_BYTES_MAX,
 };
 pub use performance::Performance;
 
+use crate::Timestamp;
 use crate::content::{DiskContent, GIB};
 use crate::gallery::check_location;
 use crate::image_definition::{Architecture, HyperVGeneration, OsType};
@@ -28,7 +30,6 @@ use crate::reference::{ManifestRef, ResourceRef};
 use crate::region::Region;
 use crate::tags::Tags;
 use crate::violation::{Rule, Violation};
-use crate::Timestamp;
 
 /// Largest disk in GiB (RULES.md section 2: 32,767 GiB).
 pub const DISK_GIB_MAX: u64 = 32_767;
@@ -164,6 +165,8 @@ pub struct DiskAccess {
     pub id: Uuid,
     /// What it may do.
     pub mode: AccessMode,
+    /// Since when.
+    pub granted: Timestamp,
     /// Until when.
     pub expires: Timestamp,
 }
@@ -197,13 +200,7 @@ pub struct ManagedDisk {
 
 impl ManagedDisk {
     /// A disk that was just accepted.
-    pub fn create(
-        name: DiskName,
-        kind: DiskKind,
-        spec: DiskSpec,
-        unique_id: Uuid,
-        now: Timestamp,
-    ) -> Self {
+    pub fn create(name: DiskName, kind: DiskKind, spec: DiskSpec, unique_id: Uuid, now: Timestamp) -> Self {
         Self {
             name,
             kind,
@@ -400,7 +397,9 @@ impl ManagedDisk {
 
     fn check_settled(&self, what: &str) -> Result<(), Violation> {
         let state = match (&self.provisioning, &self.bytes) {
-            (ProvisioningState::Creating | ProvisioningState::Updating, _) => "is being changed by another operation",
+            (ProvisioningState::Creating | ProvisioningState::Updating, _) => {
+                "is being changed by another operation"
+            }
             (ProvisioningState::Deleting, _) => "is being deleted",
             (_, DiskBytes::Committing { .. }) => "is storing its upload",
             _ => return Ok(()),
@@ -423,7 +422,10 @@ impl ManagedDisk {
         match self.spec.network_access.unwrap_or(NetworkAccessPolicy::AllowAll) {
             NetworkAccessPolicy::AllowAll => {}
             NetworkAccessPolicy::DenyAll => {
-                return refuse("networkAccessPolicy", "its networkAccessPolicy is 'DenyAll'. Set it to 'AllowAll'.");
+                return refuse(
+                    "networkAccessPolicy",
+                    "its networkAccessPolicy is 'DenyAll'. Set it to 'AllowAll'.",
+                );
             }
             NetworkAccessPolicy::AllowPrivate => {
                 return refuse(

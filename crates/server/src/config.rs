@@ -39,6 +39,8 @@ pub struct Config {
     pub catalog: Vec<PathBuf>,
     /// This program, which runs the VMs' processes.
     pub program: PathBuf,
+    /// Folders of this host from which disks may be imported, as `sourceUri` or an image version's `uri`.
+    pub import_paths: Vec<PathBuf>,
     /// What fetches and guests may reach beyond the internet.
     pub network: NetworkConfig,
     /// Limits.
@@ -138,6 +140,8 @@ struct File {
     #[serde(default)]
     catalog: Vec<PathBuf>,
     #[serde(default)]
+    import_paths: Vec<PathBuf>,
+    #[serde(default)]
     region: Vec<FileRegion>,
     #[serde(default)]
     network: FileNetwork,
@@ -193,6 +197,7 @@ impl Config {
             subscription_name: "Tintype".to_owned(),
             regions: vec![region("eastus")],
             catalog: Vec::new(),
+            import_paths: Vec::new(),
             // Only a program whose file was removed while it runs has no path; spawning a VM says so then.
             program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("tintype")),
             network: NetworkConfig::default(),
@@ -293,6 +298,7 @@ impl File {
         config.tenant_id = self.tenant_id.unwrap_or(config.tenant_id);
         config.subscription_name = self.subscription_name.unwrap_or(config.subscription_name);
         config.catalog = self.catalog.into_iter().map(|path| folder.join(path)).collect();
+        config.import_paths = self.import_paths.into_iter().map(|path| folder.join(path)).collect();
         config.network.allow = self.network.allow;
         let (limits, file) = (&mut config.limits, self.limits);
         let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);

@@ -20,6 +20,7 @@ mod reconcile;
 mod secret_file;
 mod state;
 mod tls;
+mod vhd;
 
 use std::io;
 use std::net::SocketAddr;
@@ -78,6 +79,9 @@ pub enum StartError {
     /// The host's folders or catalogue cannot be used.
     #[error(transparent)]
     Fabric(#[from] fabric::FabricError),
+    /// Disks cannot be served.
+    #[error(transparent)]
+    DiskExports(#[from] blob::disk_access::ExportsError),
     /// The first credentials cannot be set up.
     #[error(transparent)]
     Client(#[from] auth::ClientError),
@@ -129,7 +133,12 @@ impl Server {
         let endpoint = Endpoint::new(&config.public_host, addr.port(), config.tenant_id);
 
         let fabric = fabric::Fabric::new(&config)?;
-        let state = AppState::new(Shared { config, store, fabric, endpoint, keys, clients });
+        let disk_exports = blob::disk_access::DiskExports::open(
+            &data_dir,
+            &fabric.block_cache_dir(),
+            fabric.block_cache_bytes_max(),
+        )?;
+        let state = AppState::new(Shared { config, store, fabric, endpoint, disk_exports, keys, clients });
         reconcile::runs::undo_left_behind(&state).await;
         reconcile::virtual_machines::remove_strays(&state).await?;
         let app = http::front::app(&state);

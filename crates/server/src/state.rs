@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use store::Store;
 
 use crate::auth::{Clients, SigningKeys};
+use crate::blob::disk_access::DiskExports;
 use crate::fabric::Fabric;
 use crate::{Config, Endpoint};
 
@@ -24,6 +25,7 @@ pub struct Shared {
     pub fabric: Fabric,
     /// Address for URLs.
     pub endpoint: Endpoint,
+    pub(crate) disk_exports: DiskExports,
     pub(crate) keys: SigningKeys,
     pub(crate) clients: Clients,
 }

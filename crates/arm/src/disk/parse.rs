@@ -9,8 +9,8 @@ use crate::api_version::ApiVersion;
 use crate::common::{self, Parsed, WireTags, non_empty};
 use crate::error::ArmError;
 use crate::names::{
-    ARCHITECTURES, CREATE_OPTIONS, DIRECTORY_TOKENS, DISK_SKUS, ENABLED, GENERATIONS, NETWORK_ACCESS_POLICIES, OS_TYPES,
-    SNAPSHOT_SKUS,
+    ARCHITECTURES, CREATE_OPTIONS, DIRECTORY_TOKENS, DISK_SKUS, ENABLED, GENERATIONS,
+    NETWORK_ACCESS_POLICIES, OS_TYPES, SNAPSHOT_SKUS,
 };
 use crate::shape::{self, Strictness};
 

@@ -1,15 +1,15 @@
 //! Model → answer.
 
+use model::ProvisioningState;
 use model::managed_disk::{
     CreationData, DiskBytes, DiskImageReference, DiskKind, DiskSku, ManagedDisk, NetworkAccessPolicy,
 };
-use model::ProvisioningState;
 use serde_json::{Map, Value, json};
 
 use crate::common::{self, Context, Object};
 use crate::names::{
-    ARCHITECTURES, CREATE_OPTIONS, DIRECTORY_TOKENS, DISK_SKUS, ENABLED, GENERATIONS, NETWORK_ACCESS_POLICIES, OS_TYPES,
-    SNAPSHOT_SKUS,
+    ARCHITECTURES, CREATE_OPTIONS, DIRECTORY_TOKENS, DISK_SKUS, ENABLED, GENERATIONS,
+    NETWORK_ACCESS_POLICIES, OS_TYPES, SNAPSHOT_SKUS,
 };
 use crate::time;
 
@@ -35,7 +35,8 @@ pub fn render(disk: &ManagedDisk, form: Form, context: &Context<'_>) -> Value {
     let properties = figures(properties, disk, whole);
     let policy = spec.network_access.or(whole.then_some(NetworkAccessPolicy::AllowAll));
     let public = spec.public_network_access.or(whole.then_some(true));
-    let incremental = (disk.kind == DiskKind::Snapshot).then_some(()).and(spec.incremental.or(whole.then_some(false)));
+    let incremental =
+        (disk.kind == DiskKind::Snapshot).then_some(()).and(spec.incremental.or(whole.then_some(false)));
     let tokens = spec.directory_tokens.map(|tokens| DIRECTORY_TOKENS.name(tokens));
     let properties = properties
         .maybe("incremental", incremental)
@@ -107,7 +108,9 @@ fn render_sku(kind: DiskKind, sku: DiskSku, whole: bool) -> Value {
     let tier = match sku {
         DiskSku::UltraSsdLrs => "Ultra",
         DiskSku::PremiumLrs | DiskSku::PremiumZrs | DiskSku::PremiumV2Lrs => "Premium",
-        DiskSku::StandardLrs | DiskSku::StandardZrs | DiskSku::StandardSsdLrs | DiskSku::StandardSsdZrs => "Standard",
+        DiskSku::StandardLrs | DiskSku::StandardZrs | DiskSku::StandardSsdLrs | DiskSku::StandardSsdZrs => {
+            "Standard"
+        }
     };
     Object::new().set("name", name).maybe("tier", whole.then_some(tier)).into()
 }

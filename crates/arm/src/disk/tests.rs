@@ -44,8 +44,9 @@ fn an_upload_disk_is_shown_as_recorded() {
             "timeCreated": "1970-01-01T00:00:00.0000000+00:00", "provisioningState": "Succeeded",
             "diskState": "ReadyToUpload", "uniqueId": "00000000-0000-0000-0000-000000000000", "tier": "P4"})
     );
+    let moment = Timestamp::UNIX_EPOCH;
     disk.access =
-        Some(DiskAccess { id: Uuid::nil(), mode: AccessMode::Write, expires: Timestamp::UNIX_EPOCH });
+        Some(DiskAccess { id: Uuid::nil(), mode: AccessMode::Write, granted: moment, expires: moment });
     assert_eq!(render(&disk, Form::Whole, &context)["properties"]["diskState"], "ActiveUpload");
     disk.bytes = DiskBytes::Stored(model::content::DiskContent {
         manifest: ManifestRef::parse("m").unwrap(),
@@ -53,7 +54,10 @@ fn an_upload_disk_is_shown_as_recorded() {
     });
     let shown = render(&disk, Form::Whole, &context);
     assert_eq!(shown["properties"]["diskState"], "ActiveSAS");
-    assert_eq!((&shown["properties"]["diskSizeGB"], &shown["properties"]["diskSizeBytes"]), (&json!(1), &json!(20 << 20)));
+    assert_eq!(
+        (&shown["properties"]["diskSizeGB"], &shown["properties"]["diskSizeBytes"]),
+        (&json!(1), &json!(20 << 20))
+    );
 }
 
 #[test]
@@ -64,11 +68,20 @@ fn words_and_shapes_are_checked() {
         (disk(json!({"creationData": {}})), "creationData.createOption"),
         (disk(json!({"creationData": {"createOption": "Nothing"}})), "creationData.createOption"),
         (disk(json!({"creationData": {"createOption": "Empty"}, "osType": "BeOS"})), "osType"),
-        (disk(json!({"creationData": {"createOption": "Empty"}, "networkAccessPolicy": "x"})), "networkAccessPolicy"),
+        (
+            disk(json!({"creationData": {"createOption": "Empty"}, "networkAccessPolicy": "x"})),
+            "networkAccessPolicy",
+        ),
         (disk(json!({"creationData": {"createOption": "Empty"}, "diskSizeGB": -1})), "properties.diskSizeGB"),
-        (disk(json!({"creationData": {"createOption": "Upload", "uploadSizeBytes": "x"}})), "properties.creationData.uploadSizeBytes"),
+        (
+            disk(json!({"creationData": {"createOption": "Upload", "uploadSizeBytes": "x"}})),
+            "properties.creationData.uploadSizeBytes",
+        ),
         (disk(json!({"creationData": {"createOption": "Empty", "lun": 1}})), "properties.creationData.lun"),
-        (json!({"location": "westus", "sku": {"name": "Standard_ZRS"}, "properties": {"creationData": {"createOption": "Empty"}}}), "sku.name"),
+        (
+            json!({"location": "westus", "sku": {"name": "Standard_ZRS"}, "properties": {"creationData": {"createOption": "Empty"}}}),
+            "sku.name",
+        ),
     ];
     for (body, target) in table {
         let error = read(DiskKind::Disk, body.clone()).unwrap_err();
@@ -95,7 +108,10 @@ fn access_requests_are_checked() {
         (json!({"access": "Read", "durationInSeconds": 0}), "durationInSeconds"),
         (json!({"access": "Read", "durationInSeconds": 4_294_967_296_u64}), "durationInSeconds"),
         (json!({"access": "Read", "durationInSeconds": 9, "fileFormat": "ISO"}), "fileFormat"),
-        (json!({"access": "Read", "durationInSeconds": 9, "getSecureVMGuestStateSAS": true}), "getSecureVMGuestStateSAS"),
+        (
+            json!({"access": "Read", "durationInSeconds": 9, "getSecureVMGuestStateSAS": true}),
+            "getSecureVMGuestStateSAS",
+        ),
     ] {
         let error = ask(body.clone()).unwrap_err();
         assert_eq!((error.status, error.target.as_deref()), (400, Some(target)), "{body}: {error}");

@@ -57,7 +57,8 @@ impl Performance {
 /// The tier of the size, or the higher one that was asked for.
 fn premium(gib: u64, asked: Option<&str>) -> Performance {
     let by_size = PREMIUM.iter().position(|row| gib <= row.1).unwrap_or(PREMIUM.len() - 1);
-    let by_name = |name: &str| PREMIUM.iter().position(|row| name.eq_ignore_ascii_case(&format!("P{}", row.0)));
+    let by_name =
+        |name: &str| PREMIUM.iter().position(|row| name.eq_ignore_ascii_case(&format!("P{}", row.0)));
     let row = PREMIUM[by_size.max(asked.and_then(by_name).unwrap_or(0))];
     Performance { iops: row.2, mbps: row.3, tier: Some(format!("P{}", row.0)) }
 }

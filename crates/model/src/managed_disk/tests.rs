@@ -50,19 +50,19 @@ fn stored() -> DiskBytes {
 }
 
 fn access(mode: AccessMode, expires: i64) -> DiskAccess {
-    DiskAccess { id: Uuid::nil(), mode, expires: at(expires) }
+    DiskAccess { id: Uuid::nil(), mode, granted: at(0), expires: at(expires) }
 }
 
 #[test]
 fn bad_input_is_refused_with_its_property() {
     let upload = |bytes| CreationData { upload_bytes: bytes, ..creation(CreateOption::Upload) };
     let uri = |uri: &str| CreationData { source_uri: Some(uri.to_owned()), ..creation(CreateOption::Import) };
-    let image = |image: DiskImageReference| CreationData {
-        image: Some(image),
-        ..creation(CreateOption::FromImage)
+    let image =
+        |image: DiskImageReference| CreationData { image: Some(image), ..creation(CreateOption::FromImage) };
+    let shared = DiskImageReference {
+        shared_gallery_id: Some("/SharedGalleries/x".into()),
+        ..DiskImageReference::default()
     };
-    let shared =
-        DiskImageReference { shared_gallery_id: Some("/SharedGalleries/x".into()), ..DiskImageReference::default() };
     let both = CreationData {
         gallery_image: Some(DiskImageReference::default()),
         ..image(DiskImageReference::default())
@@ -75,7 +75,12 @@ fn bad_input_is_refused_with_its_property() {
         (upload(None), None, "creationData.uploadSizeBytes", "is missing"),
         (upload(Some(UPLOAD_BYTES_MIN - 512)), None, "creationData.uploadSizeBytes", "out of range"),
         (upload(Some(UPLOAD_BYTES_MAX + 1)), None, "creationData.uploadSizeBytes", "out of range"),
-        (upload(Some(UPLOAD_BYTES_MIN + 512)), None, "creationData.uploadSizeBytes", "must be a multiple of MiB"),
+        (
+            upload(Some(UPLOAD_BYTES_MIN + 512)),
+            None,
+            "creationData.uploadSizeBytes",
+            "must be a multiple of MiB",
+        ),
         (upload(Some(UPLOAD_BYTES_MIN)), Some(1), "diskSizeGB", "not allowed with createOption 'Upload'"),
         (creation(CreateOption::Import), None, "creationData.sourceUri", "is missing"),
         (uri("https://x/\u{1}"), None, "creationData.sourceUri", "control character"),
@@ -85,9 +90,19 @@ fn bad_input_is_refused_with_its_property() {
         (image(DiskImageReference::default()), None, "creationData.imageReference.id", "is missing"),
         (image(shared), None, "creationData.imageReference", "shared and community"),
         (both, None, "creationData", "Only one of"),
-        (creation(CreateOption::CopyStart), None, "creationData.createOption", "'CopyStart' is not supported for a disk"),
+        (
+            creation(CreateOption::CopyStart),
+            None,
+            "creationData.createOption",
+            "'CopyStart' is not supported for a disk",
+        ),
         (creation(CreateOption::Attach), None, "creationData.createOption", "'Attach' is not supported"),
-        (creation(CreateOption::Restore), None, "creationData.createOption", "Empty, Upload, Import, Copy, FromImage"),
+        (
+            creation(CreateOption::Restore),
+            None,
+            "creationData.createOption",
+            "Empty, Upload, Import, Copy, FromImage",
+        ),
     ];
     for (creation, size, target, part) in table {
         let option = creation.option;
@@ -113,7 +128,8 @@ fn origins_are_read() {
     let image = DiskImageReference { id: Some(id.into()), lun: None, ..DiskImageReference::default() };
     let from = CreationData { image: Some(image), ..creation(CreateOption::FromImage) };
     let part = |text: &str| text.to_owned();
-    let id = ImageId::Platform { publisher: part("P"), offer: part("O"), sku: part("K"), version: part("1.2.3") };
+    let id =
+        ImageId::Platform { publisher: part("P"), offer: part("O"), sku: part("K"), version: part("1.2.3") };
     assert_eq!(from.origin(DiskKind::Disk).unwrap(), DiskOrigin::Image { id, lun: None });
 }
 
@@ -142,7 +158,10 @@ fn only_an_upload_is_written_and_only_content_is_read() {
     assert_eq!(disk(stored()).grant(access(AccessMode::Write, 9), at(0)).unwrap_err().rule, Rule::NotAllowed);
     for (denied, part) in [
         (DiskSpec { network_access: Some(NetworkAccessPolicy::DenyAll), ..disk(stored()).spec }, "DenyAll"),
-        (DiskSpec { network_access: Some(NetworkAccessPolicy::AllowPrivate), ..disk(stored()).spec }, "private endpoints"),
+        (
+            DiskSpec { network_access: Some(NetworkAccessPolicy::AllowPrivate), ..disk(stored()).spec },
+            "private endpoints",
+        ),
         (DiskSpec { public_network_access: Some(false), ..disk(stored()).spec }, "publicNetworkAccess"),
         (DiskSpec { directory_tokens: Some(true), ..disk(stored()).spec }, "dataAccessAuthMode"),
     ] {

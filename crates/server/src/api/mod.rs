@@ -2,6 +2,7 @@
 //! a file, its line in [`routes`], its type in `providers.rs`, and, if deleting it is work, an arm in
 //! [`begin_delete`].
 
+pub(crate) mod disks;
 pub(crate) mod galleries;
 pub(crate) mod image_definitions;
 pub(crate) mod image_templates;
@@ -13,6 +14,7 @@ mod resource_groups;
 mod resources;
 pub(crate) mod run_outputs;
 pub(crate) mod runs;
+mod snapshots;
 mod subscriptions;
 mod tenants;
 pub(crate) mod virtual_machines;
@@ -35,6 +37,8 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = galleries::routes(routes);
     let routes = image_definitions::routes(routes);
     let routes = image_versions::routes(routes);
+    let routes = disks::routes(routes);
+    let routes = snapshots::routes(routes);
     let routes = image_templates::routes(routes);
     let routes = run_outputs::routes(routes);
     let routes = runs::routes(routes);
@@ -79,6 +83,7 @@ pub(crate) async fn begin_delete(
         virtual_machines::TYPE => virtual_machines::begin_delete(tx, &document.key).await,
         image_templates::TYPE => image_templates::begin_delete(tx, &document.id).await,
         image_versions::TYPE => image_versions::begin_delete(tx, &document.key).await,
+        disks::TYPE | snapshots::TYPE => disks::begin_delete(tx, &document.key).await,
         _ => {
             tx.delete(&document.key).await?;
             Ok(Begun::Deleted)

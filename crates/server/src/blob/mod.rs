@@ -3,11 +3,13 @@
 //! ```text
 //!   error.rs xml.rs query.rs range.rs body.rs about.rs conditions.rs    the protocol, for any blob
 //!   page.rs  page/   page blobs: a sparse file, or an image shown as a VHD
+//!   disk_access.rs   disks and snapshots behind signed URLs
 //! ```
 
 mod about;
 mod body;
 mod conditions;
+pub mod disk_access;
 mod error;
 pub mod page;
 mod query;

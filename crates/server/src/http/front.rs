@@ -17,6 +17,7 @@ use super::extract::{Version, version};
 use super::path::ArmPath;
 use super::query::Query;
 use super::routes::{Route, Routes};
+use crate::blob::disk_access;
 use crate::{AppState, api, auth};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
@@ -59,7 +60,7 @@ async fn front(State(state): State<AppState>, mut request: Request, next: Next) 
     let mut response = match canonical(&mut request) {
         Err(error) => error.into_response(),
         Ok(()) => {
-            let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+            let answer = AssertUnwindSafe(route(&state, request, next)).catch_unwind();
             match tokio::time::timeout(state.config.limits.request_timeout, answer).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(panic)) => {
@@ -75,6 +76,14 @@ async fn front(State(state): State<AppState>, mut request: Request, next: Next) 
     tracing::info!(request.id = %ids.request, %method, path, status = response.status().as_u16(), "request");
     ids.write(response.headers_mut());
     response
+}
+
+/// Disk access URLs carry their own permission; everything else goes to the router.
+async fn route(state: &AppState, request: Request, next: Next) -> Response {
+    match request.extensions().get::<ArmPath>().cloned() {
+        Some(path) if disk_access::is_ours(&path) => disk_access::answer(state, &path, request).await,
+        _ => next.run(request).await,
+    }
 }
 
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -1,16 +1,20 @@
 //! Everything asynchronous. To add a job: a variant of [`JobKind`], its lines in the four matches below,
 //! and a file beside this one with its handler.
 
+pub(crate) mod commit_disk_upload;
 pub mod context;
+pub(crate) mod create_disk;
 pub(crate) mod create_image_template;
 pub(crate) mod create_image_version;
 pub(crate) mod create_virtual_machine;
+pub(crate) mod delete_disk;
 pub(crate) mod delete_image_template;
 pub(crate) mod delete_image_version;
 pub(crate) mod delete_resource_group;
 pub(crate) mod delete_virtual_machine;
 pub mod engine;
 pub(crate) mod fetch;
+pub(crate) mod import_vhd;
 pub(crate) mod make_platform_image;
 pub(crate) mod replicate_image_version;
 pub(crate) mod run_image_template;
@@ -47,6 +51,12 @@ pub enum JobKind {
     DeleteVirtualMachine,
     /// Makes a platform image on first use.
     MakePlatformImage,
+    /// Brings a disk or snapshot its bytes, or lets it grow.
+    CreateDisk,
+    /// Checks and stores the VHD that was uploaded to a disk.
+    CommitDiskUpload,
+    /// Lets go of a disk's bytes, then deletes it.
+    DeleteDisk,
 }
 
 /// What becomes of a job whose worker died.
@@ -80,7 +90,7 @@ impl Lane {
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 10] = [
+    pub const ALL: [JobKind; 13] = [
         JobKind::DeleteResourceGroup,
         JobKind::CreateImageVersion,
         JobKind::ReplicateImageVersion,
@@ -91,6 +101,9 @@ impl JobKind {
         JobKind::CreateVirtualMachine,
         JobKind::DeleteVirtualMachine,
         JobKind::MakePlatformImage,
+        JobKind::CreateDisk,
+        JobKind::CommitDiskUpload,
+        JobKind::DeleteDisk,
     ];
 
     /// As the database names it.
@@ -107,6 +120,9 @@ impl JobKind {
             JobKind::CreateVirtualMachine => "createVirtualMachine",
             JobKind::DeleteVirtualMachine => "deleteVirtualMachine",
             JobKind::MakePlatformImage => "makePlatformImage",
+            JobKind::CreateDisk => "createDisk",
+            JobKind::CommitDiskUpload => "commitDiskUpload",
+            JobKind::DeleteDisk => "deleteDisk",
         }
     }
 
@@ -128,21 +144,24 @@ impl JobKind {
         }
     }
 
-    /// Which places it takes: runs wait for platform images and replication, VMs for platform images, and the
-    /// deletion of a group for the deletions in it.
+    /// Which places it takes: runs wait for platform images and replication, VMs and disks for platform images, and
+    /// the deletion of a group for the deletions in it.
     #[must_use]
     pub fn lane(self) -> Lane {
         match self {
-            JobKind::DeleteResourceGroup | JobKind::RunImageTemplate | JobKind::CreateVirtualMachine => {
-                Lane::Waiting
-            }
+            JobKind::DeleteResourceGroup
+            | JobKind::RunImageTemplate
+            | JobKind::CreateVirtualMachine
+            | JobKind::CreateDisk => Lane::Waiting,
             JobKind::CreateImageVersion
             | JobKind::ReplicateImageVersion
             | JobKind::DeleteImageVersion
             | JobKind::CreateImageTemplate
             | JobKind::DeleteImageTemplate
             | JobKind::DeleteVirtualMachine
-            | JobKind::MakePlatformImage => Lane::Working,
+            | JobKind::MakePlatformImage
+            | JobKind::CommitDiskUpload
+            | JobKind::DeleteDisk => Lane::Working,
         }
     }
 
@@ -160,6 +179,9 @@ impl JobKind {
             JobKind::CreateVirtualMachine => 5,
             JobKind::DeleteVirtualMachine => 20,
             JobKind::MakePlatformImage => 3,
+            JobKind::CreateDisk => 5,
+            JobKind::CommitDiskUpload => 5,
+            JobKind::DeleteDisk => 20,
         }
     }
 }
@@ -205,6 +227,9 @@ async fn run(kind: JobKind, context: JobContext) -> Result<(), JobFailure> {
         JobKind::CreateVirtualMachine => create_virtual_machine::run(context).await,
         JobKind::DeleteVirtualMachine => delete_virtual_machine::run(context).await,
         JobKind::MakePlatformImage => make_platform_image::run(context).await,
+        JobKind::CreateDisk => create_disk::run(context).await,
+        JobKind::CommitDiskUpload => commit_disk_upload::run(context).await,
+        JobKind::DeleteDisk => delete_disk::run(context).await,
     }
 }
 
@@ -222,6 +247,9 @@ async fn failed(tx: &mut Tx<'_>, kind: JobKind, job: &Job, failure: &JobFailure)
         JobKind::CreateVirtualMachine => create_virtual_machine::failed(tx, job, failure).await,
         JobKind::DeleteVirtualMachine => delete_virtual_machine::failed(tx, job, failure).await,
         JobKind::MakePlatformImage => make_platform_image::failed(tx, job, failure).await,
+        JobKind::CreateDisk => create_disk::failed(tx, job, failure).await,
+        JobKind::CommitDiskUpload => commit_disk_upload::failed(tx, job, failure).await,
+        JobKind::DeleteDisk => delete_disk::failed(tx, job, failure).await,
     }
 }
 
