@@ -348,12 +348,13 @@ impl ManagedDisk {
         self.check_settled("update")?;
         let again = self.bytes == DiskBytes::Pending;
         check_location(self.kind_name(), self.name.as_str(), &self.spec.location, &new.location)?;
-        new.check(self.kind)?;
         if again {
             // It never got its bytes: the next PUT may say better where they are.
+            new.check(self.kind)?;
             self.spec = new;
             return Ok(());
         }
+        new.check_size()?;
         if !self.spec.creation.is_same(&new.creation) {
             return Err(immutable("creationData"));
         }
@@ -466,12 +467,7 @@ impl DiskSpec {
     /// # Errors
     /// The first rule broken.
     pub fn check(&self, kind: DiskKind) -> Result<DiskOrigin, Violation> {
-        if let Some(gib) = self.size_gib
-            && !(1..=DISK_GIB_MAX).contains(&gib)
-        {
-            let shown = i64::try_from(gib).unwrap_or(i64::MAX);
-            return Err(Violation::out_of_range("diskSizeGB", shown, 1, DISK_GIB_MAX as i64));
-        }
+        self.check_size()?;
         let origin = self.creation.origin(kind)?;
         match origin {
             DiskOrigin::Empty if self.size_gib.is_none() => Err(Violation::at(
@@ -486,6 +482,16 @@ impl DiskSpec {
                  the disk after the upload.",
             )),
             origin => Ok(origin),
+        }
+    }
+
+    fn check_size(&self) -> Result<(), Violation> {
+        match self.size_gib.filter(|gib| !(1..=DISK_GIB_MAX).contains(gib)) {
+            None => Ok(()),
+            Some(gib) => {
+                let shown = i64::try_from(gib).unwrap_or(i64::MAX);
+                Err(Violation::out_of_range("diskSizeGB", shown, 1, DISK_GIB_MAX as i64))
+            }
         }
     }
 

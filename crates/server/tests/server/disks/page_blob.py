@@ -42,9 +42,10 @@ def main():
             blob.delete_blob()
         else:
             properties = blob.get_blob_properties()
-            print(properties.size, properties.blob_type)
+            print(properties.size, properties.blob_type.value)
     except HttpResponseError as error:
-        print(error.status_code, error.error_code, error.message.splitlines()[0])
+        code = getattr(error.error_code, "value", error.error_code)
+        print(error.status_code, code, error.message.splitlines()[0])
 
 
 main()
