@@ -8,6 +8,7 @@ use store::Store;
 
 use crate::auth::{Clients, SigningKeys};
 use crate::fabric::Fabric;
+use crate::seal::Sealer;
 use crate::{Config, Endpoint};
 
 /// Cheap to clone; see [`Shared`] for what is in it.
@@ -26,6 +27,7 @@ pub struct Shared {
     pub endpoint: Endpoint,
     pub(crate) keys: SigningKeys,
     pub(crate) clients: Clients,
+    pub(crate) sealer: Sealer,
 }
 
 impl AppState {

@@ -13,6 +13,7 @@ mod resource_groups;
 mod resources;
 pub(crate) mod run_outputs;
 pub(crate) mod runs;
+pub(crate) mod storage_accounts;
 mod subscriptions;
 mod tenants;
 pub(crate) mod virtual_machines;
@@ -40,6 +41,7 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = runs::routes(routes);
     let routes = virtual_machines::routes(routes);
     let routes = platform_images::routes(routes);
+    let routes = storage_accounts::routes(routes);
     let routes = vm_endpoints::routes(routes);
     lro::routes(routes)
 }
@@ -79,6 +81,10 @@ pub(crate) async fn begin_delete(
         virtual_machines::TYPE => virtual_machines::begin_delete(tx, &document.key).await,
         image_templates::TYPE => image_templates::begin_delete(tx, &document.id).await,
         image_versions::TYPE => image_versions::begin_delete(tx, &document.key).await,
+        storage_accounts::TYPE => {
+            storage_accounts::begin_delete(tx, document).await?;
+            Ok(Begun::Deleted)
+        }
         _ => {
             tx.delete(&document.key).await?;
             Ok(Begun::Deleted)
