@@ -175,17 +175,10 @@ async fn get(
     path: ArmPath,
     Version(version): Version,
 ) -> Result<Json<Value>, ApiError> {
-    Ok(Json(render(&state, &read(&state, &path, &version).await?)?))
-}
-
-async fn read(
-    state: &AppState,
-    path: &ArmPath,
-    version: &ApiVersion,
-) -> Result<Document<StorageAccount>, ApiError> {
-    check_version(state, version, &STORAGE_ACCOUNTS)?;
-    let id = id_of(path)?;
-    state.store.read(|tx| Box::pin(async { find::<StorageAccount>(tx, &id).await })).await
+    check_version(&state, &version, &STORAGE_ACCOUNTS)?;
+    let id = id_of(&path)?;
+    let document = state.store.read(|tx| Box::pin(async { find::<StorageAccount>(tx, &id).await })).await?;
+    Ok(Json(render(&state, &document)?))
 }
 
 async fn list(
@@ -240,12 +233,20 @@ pub(super) async fn begin_delete(tx: &mut Tx<'_>, document: &Document<Value>) ->
     tx.delete(&document.key).await
 }
 
+/// The account in a path that ends in an action.
+fn acted_on(path: &ArmPath) -> Result<ResourceId, ApiError> {
+    let text = path.text();
+    Ok(ResourceId::parse(text.rsplit_once('/').map_or("", |(account, _)| account))?)
+}
+
 async fn list_keys(
     State(state): State<AppState>,
     path: ArmPath,
     Version(version): Version,
 ) -> Result<Json<Value>, ApiError> {
-    let document = read(&state, &path, &version).await?;
+    check_version(&state, &version, &STORAGE_ACCOUNTS)?;
+    let id = acted_on(&path)?;
+    let document = state.store.read(|tx| Box::pin(async { find::<StorageAccount>(tx, &id).await })).await?;
     Ok(Json(render_keys(&state, &document.data)?))
 }
 
@@ -257,7 +258,7 @@ async fn regenerate_key(
 ) -> Result<Json<Value>, ApiError> {
     check_version(&state, &version, &STORAGE_ACCOUNTS)?;
     let name = arm::storage_account::parse_regenerate_key(&body)?;
-    let id = id_of(&path)?;
+    let id = acted_on(&path)?;
     let document = state
         .store
         .write(|tx| {

@@ -2,8 +2,10 @@
 
 mod arm;
 mod auth;
+mod blobs;
 mod galleries;
 mod platform_images;
+mod python;
 mod support;
 mod templates;
 mod virtual_machines;
