@@ -26,6 +26,7 @@ pub mod resource_group;
 pub mod resource_id;
 pub mod resource_type;
 pub mod run_output;
+pub mod storage_account;
 pub mod time;
 pub mod virtual_machine;
 

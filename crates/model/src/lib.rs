@@ -32,6 +32,7 @@ pub mod reference;
 pub mod region;
 pub mod resource_group;
 pub mod run_output;
+pub mod storage_account;
 pub mod tags;
 pub mod version_name;
 pub mod violation;

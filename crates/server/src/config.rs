@@ -23,6 +23,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address of the HTTPS service; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Address on which blobs are served over plain HTTP too, for guests and clients without our certificate; `None`:
+    /// not at all. Accounts refuse it unless `supportsHttpsTrafficOnly` is false.
+    pub blob_listen: Option<SocketAddr>,
     /// Host name in the URLs that the service hands out; it is in the certificate.
     pub public_host: String,
     /// `sqlite:/path` or `postgres://…`; `None`: `sqlite:{data_dir}/tintype.db`.
@@ -132,6 +135,7 @@ pub enum ConfigError {
 struct File {
     data_dir: Option<PathBuf>,
     listen: Option<SocketAddr>,
+    blob_listen: Option<SocketAddr>,
     public_host: Option<String>,
     database: Option<String>,
     tenant_id: Option<Uuid>,
@@ -189,6 +193,7 @@ impl Config {
         Config {
             data_dir: data_dir.to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            blob_listen: None,
             public_host: "localhost".to_owned(),
             database: None,
             tenant_id: Uuid::from_u128(0x1111_1111_1111_1111_1111_1111_1111_1111),
@@ -293,6 +298,7 @@ impl File {
                 SubscriptionId::parse(&id).map_err(|e| value("subscription_id", e.message.to_string()))?;
         }
         config.listen = self.listen.unwrap_or(config.listen);
+        config.blob_listen = self.blob_listen;
         config.public_host = self.public_host.unwrap_or(config.public_host);
         config.database = self.database;
         config.tenant_id = self.tenant_id.unwrap_or(config.tenant_id);
@@ -370,6 +376,7 @@ mod tests {
             r#"
             data_dir = "/srv/tintype"
             listen = "0.0.0.0:9443"
+            blob_listen = "127.0.0.1:10000"
             public_host = "images.example.org"
             database = "postgres://tintype@/tintype"
             tenant_id = "7dbfbcb0-0000-4000-8000-000000000001"
@@ -392,6 +399,7 @@ mod tests {
         assert_eq!(config.regions[0].store, Path::new("/srv/a"));
         assert!(config.regions[1].store.is_absolute());
         assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
+        assert_eq!(config.blob_listen, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 10000))));
         assert_eq!(config.limits.jobs, 2);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(5));
         assert_eq!(config.network.allow, ["127.0.0.1:8000"]);

@@ -143,6 +143,14 @@ impl Fabric {
         Ok(self.region(region)?.location.to_string_lossy().into_owned())
     }
 
+    /// Where the bytes of a region's blobs lie: beside its images.
+    ///
+    /// # Errors
+    /// When the region is not configured.
+    pub fn blob_dir(&self, region: &Region) -> Result<PathBuf, FabricError> {
+        Ok(self.region(region)?.location.join("blobs"))
+    }
+
     fn region(&self, region: &Region) -> Result<&RegionStore, FabricError> {
         self.regions.get(region).ok_or_else(|| FabricError::UnknownRegion(region.clone()))
     }

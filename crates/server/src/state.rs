@@ -9,6 +9,7 @@ use store::Store;
 use crate::auth::{Clients, SigningKeys};
 use crate::blob::disk_access::DiskExports;
 use crate::fabric::Fabric;
+use crate::seal::Sealer;
 use crate::{Config, Endpoint};
 
 /// Cheap to clone; see [`Shared`] for what is in it.
@@ -28,6 +29,7 @@ pub struct Shared {
     pub(crate) disk_exports: DiskExports,
     pub(crate) keys: SigningKeys,
     pub(crate) clients: Clients,
+    pub(crate) sealer: Sealer,
 }
 
 impl AppState {

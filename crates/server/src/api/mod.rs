@@ -15,6 +15,7 @@ mod resources;
 pub(crate) mod run_outputs;
 pub(crate) mod runs;
 mod snapshots;
+pub(crate) mod storage_accounts;
 mod subscriptions;
 mod tenants;
 pub(crate) mod virtual_machines;
@@ -44,6 +45,7 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = runs::routes(routes);
     let routes = virtual_machines::routes(routes);
     let routes = platform_images::routes(routes);
+    let routes = storage_accounts::routes(routes);
     let routes = vm_endpoints::routes(routes);
     lro::routes(routes)
 }
@@ -84,6 +86,10 @@ pub(crate) async fn begin_delete(
         image_templates::TYPE => image_templates::begin_delete(tx, &document.id).await,
         image_versions::TYPE => image_versions::begin_delete(tx, &document.key).await,
         disks::TYPE | snapshots::TYPE => disks::begin_delete(tx, &document.key).await,
+        storage_accounts::TYPE => {
+            storage_accounts::begin_delete(tx, document).await?;
+            Ok(Begun::Deleted)
+        }
         _ => {
             tx.delete(&document.key).await?;
             Ok(Begun::Deleted)

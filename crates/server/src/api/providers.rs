@@ -34,6 +34,7 @@ const PROVIDERS: &[Provider] = &[
         ],
     },
     Provider { namespace: "Microsoft.Resources", types: &["resourceGroups", "subscriptions"] },
+    Provider { namespace: "Microsoft.Storage", types: &["storageAccounts", "checkNameAvailability"] },
     Provider {
         namespace: "Microsoft.VirtualMachineImages",
         types: &["imageTemplates", "imageTemplates/runOutputs", "locations/operations"],

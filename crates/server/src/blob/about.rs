@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -110,12 +110,19 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, BlobError> {
         let value = value.to_str().map_err(|_| BlobError::header(name.as_str(), "holds more than ASCII"))?;
         if key.is_empty() {
             let message = "The specified metadata is invalid: a name is empty.";
-            return Err(BlobError::new(axum::http::StatusCode::BAD_REQUEST, "EmptyMetadataKey", message));
+            return Err(BlobError::new(StatusCode::BAD_REQUEST, "EmptyMetadataKey", message));
+        }
+        // Azure wants C#'s identifiers, and lists write names as XML elements.
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        if key.starts_with(|c: char| c.is_ascii_digit()) || !key.bytes().all(fits) {
+            let message =
+                format!("The specified metadata is invalid: '{key}' is no name (letters, digits and _).");
+            return Err(BlobError::new(StatusCode::BAD_REQUEST, "InvalidMetadata", message));
         }
         bytes += key.len() + value.len();
         if bytes > MAX_METADATA_BYTES {
             let message = format!("The metadata is larger than {MAX_METADATA_BYTES} bytes.");
-            return Err(BlobError::new(axum::http::StatusCode::BAD_REQUEST, "MetadataTooLarge", message));
+            return Err(BlobError::new(StatusCode::BAD_REQUEST, "MetadataTooLarge", message));
         }
         found.insert(key.to_owned(), value.trim().to_owned());
     }

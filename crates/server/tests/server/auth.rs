@@ -87,6 +87,36 @@ const PROTECTED: &[(&str, &str)] = &[
     ),
     ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/galleries"),
     ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries"),
+    ("POST", "/subscriptions/{subscription}/providers/microsoft.storage/checknameavailability"),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.storage/storageaccounts"),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/listkeys",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/regeneratekey",
+    ),
     (
         "PUT",
         "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}",

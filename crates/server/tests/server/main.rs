@@ -3,6 +3,7 @@
 mod arm;
 mod auth;
 mod disks;
+mod blobs;
 mod galleries;
 mod platform_images;
 mod python;

@@ -1,55 +1,46 @@
-//! Real Python clients, installed once below the cache folder from PyPI.
+//! Azure's own clients, unmodified: a virtual environment for each package and version, below the tests' cache, made when
+//! it is first needed.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::Mutex;
+use std::process::Command;
 
-/// One installation at a time in this process.
-static INSTALLING: Mutex<()> = Mutex::new(());
+/// Marks an environment whose installation ended well.
+const COMPLETE: &str = ".complete";
 
-/// Bytes of a client's output that are kept for a failed test's message.
-const SHOWN_BYTES: usize = 4000;
-
-/// A virtual environment with one package at one version, such as "azure-storage-blob" "12.31.1".
+/// The folder with the programs of a package's environment, such as `python`.
 pub(crate) fn environment(package: &str, version: &str) -> PathBuf {
-    let _one = INSTALLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let cache = std::env::var_os("TINTYPE_CACHE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache/tintype"));
-    let folder = cache.join("py").join(format!("{package}-{version}"));
-    let complete = folder.join(".complete");
-    if !complete.exists() {
+    let cache = std::env::var_os("TINTYPE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        PathBuf::from(std::env::var_os("HOME").expect("HOME or TINTYPE_CACHE")).join(".cache/tintype")
+    });
+    let all = cache.join("py");
+    std::fs::create_dir_all(&all).expect("a cache for environments");
+    let folder = all.join(format!("{package}-{version}"));
+    // Tests run side by side, also in several processes.
+    let lock = File::create(all.join(format!("{package}-{version}.lock"))).expect("a lock");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("locks");
+    if !folder.join(COMPLETE).exists() {
+        let _nothing_there = std::fs::remove_dir_all(&folder);
         run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-        run(Command::new(folder.join("bin/pip")).args([
-            "install",
-            "--quiet",
-            &format!("{package}=={version}"),
-        ]));
-        std::fs::write(&complete, "").expect("marks the environment as complete");
+        let requirement = format!("{package}=={version}");
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", &requirement];
+        run(Command::new(folder.join("bin/python")).args(install));
+        File::create(folder.join(COMPLETE)).expect("marks it complete");
     }
-    folder
-}
-
-/// Runs a script with arguments under the unmodified client; its output must be text.
-pub(crate) fn script(environment: &Path, ca_pem: &Path, script: &Path, arguments: &[&str]) -> (bool, String) {
-    let mut command = Command::new(environment.join("bin/python"));
-    command.arg(script).args(arguments).env("REQUESTS_CA_BUNDLE", ca_pem).env_remove("PYTHONPATH");
-    text(&command.output().expect("Python starts"))
-}
-
-/// Whether it worked, and what it said.
-pub(crate) fn text(output: &Output) -> (bool, String) {
-    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        said.push_str(&String::from_utf8_lossy(&output.stderr));
-        let from = said.len().saturating_sub(SHOWN_BYTES);
-        said = said.chars().skip(from).collect();
-    }
-    (output.status.success(), said)
+    folder.join("bin")
 }
 
 fn run(command: &mut Command) {
-    let output = command.output().expect("starts");
-    let (worked, said) = text(&output);
-    assert!(worked, "{command:?}: {said}");
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A command that trusts our authority and goes to no proxy.
+pub(crate) fn command(program: &Path, ca: &Path) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(program);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        command.env_remove(name);
+    }
+    command.env("REQUESTS_CA_BUNDLE", ca).env("NO_PROXY", "*").kill_on_drop(true);
+    command
 }

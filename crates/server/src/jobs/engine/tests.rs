@@ -40,8 +40,18 @@ impl Bed {
         let cache = fabric.block_cache_dir();
         let disk_exports =
             crate::blob::disk_access::DiskExports::open(folder.path(), &cache, 1 << 20).unwrap();
+        let sealer = crate::seal::Sealer::load(folder.path()).unwrap();
         Bed {
-            state: AppState::new(Shared { config, store, fabric, endpoint, disk_exports, keys, clients }),
+            state: AppState::new(Shared {
+                config,
+                store,
+                fabric,
+                endpoint,
+                disk_exports,
+                keys,
+                clients,
+                sealer,
+            }),
             _folder: folder,
         }
     }
