@@ -1,6 +1,7 @@
 //! Tintype: Azure's VM image pipeline as one program that anyone can run.
 
 mod demo;
+mod disk_reader;
 mod serve;
 mod vmhost;
 
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Arguments),
     #[command(hide = true)]
     Vmhost(vmhost::Arguments),
+    #[command(hide = true)]
+    DiskReader(disk_reader::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => block_on(serve::run(arguments)),
         Command::Vmhost(arguments) => block_on(vmhost::run(arguments)),
         Command::Demo(arguments) => return demo::main(arguments),
+        Command::DiskReader(arguments) => return disk_reader::main(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
