@@ -234,7 +234,8 @@ fn walk(source: &dyn BlockSource) -> Outcome {
 
 /// What qemu-img makes of the file, if it makes anything of it.
 fn qemu(format: Format, path: &str, out: &str) -> Option<Vec<u8>> {
-    let info = Command::new("timeout").args(["5", "qemu-img", "info", "-f", format.qemu_name(), path]).output();
+    let info =
+        Command::new("timeout").args(["5", "qemu-img", "info", "-f", format.qemu_name(), path]).output();
     let info = String::from_utf8(info.expect("qemu-img runs").stdout).expect("text");
     // A huge disk is not worth the time.
     let size: u64 = info.split("virtual size: ").nth(1)?.split(['(', ' ']).nth(3)?.parse().ok()?;
@@ -290,16 +291,24 @@ fn corrupt(format: Format, variants: &[&[&str]]) -> [u64; 3] {
                 && let Some(theirs) = qemu(format, &path, &out)
             {
                 let common = ours.len().min(theirs.len());
-                assert!(ours[..common] == theirs[..common], "{format} {number}, case {case}: other bytes than qemu's");
+                assert!(
+                    ours[..common] == theirs[..common],
+                    "{format} {number}, case {case}: other bytes than qemu's"
+                );
                 // QEMU takes the geometry for the size of some VHDs, which RULES.md 2.1 does not.
-                assert!(format == Format::Vhd || theirs.len() == ours.len().next_multiple_of(512), "case {case}");
+                assert!(
+                    format == Format::Vhd || theirs.len() == ours.len().next_multiple_of(512),
+                    "case {case}"
+                );
             }
             restore(&file, &undo);
         }
         // Restored, it is sound: the damage was in the file, and is gone.
         let inputs = [Path::new(&path)].into_iter().chain(others.iter().map(PathBuf::as_path));
         let inputs = inputs.map(|path| Input::open(path).expect("open")).collect();
-        let Outcome::Read(_, Some(bytes)) = exercise(disk::image::open(format, inputs)) else { panic!("not restored") };
+        let Outcome::Read(_, Some(bytes)) = exercise(disk::image::open(format, inputs)) else {
+            panic!("not restored")
+        };
         common::assert_same(&bytes, &std::fs::read(&raw).expect("raw"), "restored");
     }
     println!("{format}: {} refused, {} broken, {} read", counts[0], counts[1], counts[2]);
@@ -348,7 +357,12 @@ fn vmdk() {
     let pieces: &[&str] = &["-o", "subformat=twoGbMaxExtentSparse"];
     assert_telling(corrupt(
         Format::Vmdk,
-        &[&["-o", "zeroed_grain=on"], &["-o", "subformat=streamOptimized"], &["-o", "subformat=monolithicFlat"], pieces],
+        &[
+            &["-o", "zeroed_grain=on"],
+            &["-o", "subformat=streamOptimized"],
+            &["-o", "subformat=monolithicFlat"],
+            pieces,
+        ],
     ));
 }
 

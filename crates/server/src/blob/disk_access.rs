@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::extract::Request;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use content::{BlockCache, Image, ManifestId};
 use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, ManagedDisk};
@@ -29,10 +29,13 @@ use super::page::{PageBlob, PageFile, PageImage, serve};
 use super::{About, BlobError, BlobQuery};
 use crate::AppState;
 use crate::http::error::chain;
-use crate::vhd::fixed_footer;
 
 /// First segments of paths that belong here.
 const PREFIX: &str = "md-";
+/// The version of the protocol that a client speaks; given back.
+const VERSION: HeaderName = HeaderName::from_static("x-ms-version");
+/// Longest that is given back.
+const VERSION_BYTES_MAX: usize = 32;
 /// Images that are kept open between requests.
 const OPEN_IMAGES_MAX: usize = 64;
 
@@ -175,10 +178,16 @@ pub(crate) async fn answer(
     path: &crate::http::path::ArmPath,
     request: Request,
 ) -> Response {
-    match try_answer(state, path, request).await {
+    let version =
+        request.headers().get(VERSION).filter(|version| version.len() <= VERSION_BYTES_MAX).cloned();
+    let mut response = match try_answer(state, path, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
+    };
+    if let Some(version) = version {
+        response.headers_mut().insert(VERSION, version);
     }
+    response
 }
 
 async fn try_answer(
@@ -263,22 +272,22 @@ async fn find(tx: &mut Tx<'_>, access: Uuid) -> Result<Option<Document<ManagedDi
 
 async fn bytes(
     state: &AppState,
-    disk: &ManagedDisk,
+    managed: &ManagedDisk,
     access: &DiskAccess,
 ) -> Result<(PageBlob, About), BlobError> {
-    match &disk.bytes {
+    match &managed.bytes {
         DiskBytes::Stored(content) => {
             let failed = |error: &dyn std::error::Error| BlobError::internal(chain(error));
-            let store = state.fabric.store(&disk.spec.location).await.map_err(|error| failed(&error))?;
+            let store = state.fabric.store(&managed.spec.location).await.map_err(|error| failed(&error))?;
             let id = content.manifest.as_str().parse();
             let id: ManifestId = id.map_err(|_| BlobError::internal("a manifest's name cannot be read"))?;
             let image = state.disk_exports.image(&store, id).await.map_err(|error| failed(&error))?;
-            let footer = fixed_footer(image.size(), disk.unique_id, disk.created.timestamp());
+            let footer = disk::vhd::fixed_footer(image.size(), *managed.unique_id.as_bytes());
             Ok((PageBlob::Image(PageImage::new(image, footer)), About::page(access.granted)))
         }
         DiskBytes::Upload { .. } => {
             let io = |error| BlobError::io("open an upload", &error);
-            let file = state.disk_exports.upload(disk.unique_id, access.id).await.map_err(io)?;
+            let file = state.disk_exports.upload(managed.unique_id, access.id).await.map_err(io)?;
             let file = file.ok_or_else(BlobError::blob_not_found)?;
             let modified = file.modified().await.map_err(io)?;
             Ok((PageBlob::File(file), About::page(modified)))

@@ -11,6 +11,7 @@
 //!     containers.rs list.rs blobs.rs blocks.rs copy.rs
 //!   rows.rs          what the database keeps of containers and blobs (`store::blobs`)
 //!   objects.rs       the files with their bytes
+//!   local.rs         blobs as sources for our own work
 //! ```
 //!
 //! Bytes first, row after: an upload becomes a complete, durable file, and one transaction puts it in the place of what
@@ -27,6 +28,7 @@ mod copy;
 pub mod disk_access;
 mod error;
 mod list;
+pub(crate) mod local;
 pub(crate) mod objects;
 pub mod page;
 mod query;

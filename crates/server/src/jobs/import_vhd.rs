@@ -1,5 +1,6 @@
-//! Brings a VHD at an address into a region's store: a disk or snapshot of this service through its access URL, a file of
-//! this host if the configuration allows its folder, or anything that http(s) gives and the network policy lets through.
+//! Brings a VHD at an address into a region's store: a disk or snapshot of this service through its access URL, a blob of its
+//! storage accounts, a file of this host if the configuration allows its folder, or anything that http(s) gives and the
+//! network policy lets through.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::fetch::{FetchError, FetchLimits, fetch_to_file, shown};
 use super::replicate_image_version::manifest_id;
 use crate::AppState;
 use crate::blob::disk_access;
-use crate::blob::{BlobError, BlobQuery};
+use crate::blob::{BlobError, BlobQuery, local};
 use crate::http::error::{ApiError, chain};
 use crate::vhd::{VhdError, open_fixed};
 
@@ -36,6 +37,8 @@ enum Address {
     File(PathBuf),
     /// Behind an access URL of this service.
     Disk(Url),
+    /// A blob of a storage account of this service.
+    Blob(Url),
     /// Anywhere else.
     Remote(Url),
 }
@@ -59,8 +62,11 @@ fn address(state: &AppState, uri: &str) -> Result<Address, String> {
             "A VHD cannot be read from a '{scheme}' address: use http, https, or the path of a file that the service may import."
         ));
     }
-    let own = url.as_str().strip_prefix(state.endpoint.url()).is_some_and(|rest| rest.starts_with("/md-"));
-    Ok(if own { Address::Disk(url) } else { Address::Remote(url) })
+    Ok(match url.as_str().strip_prefix(state.endpoint.url()) {
+        Some(rest) if rest.starts_with("/md-") => Address::Disk(url),
+        Some(rest) if rest.starts_with('/') => Address::Blob(url),
+        _ => Address::Remote(url),
+    })
 }
 
 /// The file's real path, if it lies below an allowed folder. One message for all that is wrong, so that nobody learns
@@ -93,22 +99,64 @@ pub(crate) async fn import(
             put(context, region, &path, &name, owner).await
         }
         Address::Disk(url) => from_disk(state, region, &url, owner).await,
-        Address::Remote(url) => {
-            let scratch = state.fabric.scratch_dir();
-            tokio::fs::create_dir_all(&scratch)
-                .await
-                .map_err(|error| internal("make the scratch folder", &error))?;
-            let hash = Sha256::digest(format!("{owner}\n{uri}").as_bytes());
-            let path = scratch.join(format!("import-{}.vhd", hex::encode(&hash[..16])));
-            let done = fetch_and_put(context, region, &url, &path, owner).await;
-            if let Err(error) = tokio::fs::remove_file(&path).await
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "cannot remove a fetched VHD");
+        Address::Blob(url) => {
+            let refused = |error: BlobError| {
+                JobFailure::permanent("BlobNotAccessible", format!("'{}': {}", shown(uri), error.message))
+            };
+            let parts = local::files(state, url.path()).await.map_err(refused)?;
+            match parts.as_slice() {
+                [only] => put(context, region, only, &shown(uri), owner).await,
+                parts => {
+                    let path = scratch_file(state, uri, owner).await?;
+                    let done = join_and_put(context, region, parts, &path, uri, owner).await;
+                    remove(&path).await;
+                    done
+                }
             }
+        }
+        Address::Remote(url) => {
+            let path = scratch_file(state, uri, owner).await?;
+            let done = fetch_and_put(context, region, &url, &path, owner).await;
+            remove(&path).await;
             done
         }
     }
+}
+
+/// A place for what is fetched, the same each time for the same work.
+async fn scratch_file(state: &AppState, uri: &str, owner: &str) -> Result<PathBuf, JobFailure> {
+    let folder = state.fabric.scratch_dir();
+    tokio::fs::create_dir_all(&folder).await.map_err(|error| internal("make the scratch folder", &error))?;
+    let hash = Sha256::digest(format!("{owner}\n{uri}").as_bytes());
+    Ok(folder.join(format!("import-{}.vhd", hex::encode(&hash[..16]))))
+}
+
+async fn remove(path: &Path) {
+    if let Err(error) = tokio::fs::remove_file(path).await
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a fetched VHD");
+    }
+}
+
+/// A block blob lies in a file for each block.
+async fn join_and_put(
+    context: &JobContext,
+    region: &Region,
+    parts: &[PathBuf],
+    path: &Path,
+    uri: &str,
+    owner: &str,
+) -> Result<DiskContent, JobFailure> {
+    let (from, to) = (parts.to_vec(), path.to_owned());
+    let joined = tokio::task::spawn_blocking(move || {
+        let mut whole = std::fs::File::create(to)?;
+        from.iter()
+            .try_for_each(|part| std::io::copy(&mut std::fs::File::open(part)?, &mut whole).map(|_| ()))
+    });
+    let joined = joined.await.map_err(|error| internal("read a blob", &error))?;
+    joined.map_err(|error| internal("read a blob", &error))?;
+    put(context, region, path, &shown(uri), owner).await
 }
 
 async fn fetch_and_put(

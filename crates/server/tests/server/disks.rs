@@ -127,18 +127,20 @@ impl Disks {
         let below = format!("disks/{name}");
         self.done("PUT", &below, Some(upload_disk(size))).await;
         let url = self.grant(&below, "Write", 600).await;
-        assert_eq!(self.python("upload", &url, vhd), "");
+        assert_eq!(self.python("upload", &url, vhd).await, "");
         self.revoke(&below).await;
     }
 
     /// Runs the Python client; what it printed.
-    fn python(&self, what: &str, url: &str, file: &Path) -> String {
-        let environment = crate::python::environment("azure-storage-blob", "12.31.1");
+    async fn python(&self, what: &str, url: &str, file: &Path) -> String {
+        let python = crate::python::environment("azure-storage-blob", "12.31.1").join("python");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/disks/page_blob.py");
-        let file = file.to_str().expect("text");
-        let ca = &self.bed.server.ca_pem;
-        let (worked, said) = crate::python::script(&environment, ca, &script, &[what, url, file]);
-        assert!(worked, "{what}: {said}");
+        let mut command = crate::python::command(&python, &self.bed.server.ca_pem);
+        command.arg(script).args([what, url]).arg(file);
+        let output = command.output().await.expect("Python starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{what}: {said} {error}");
         said.trim().to_owned()
     }
 

@@ -2,8 +2,8 @@
 
 mod arm;
 mod auth;
-mod disks;
 mod blobs;
+mod disks;
 mod galleries;
 mod platform_images;
 mod python;

@@ -11,15 +11,15 @@ async fn a_vhd_goes_in_and_comes_out() {
     let write = disks.grant("disks/D1", "Write", 600).await;
     assert!(write.contains("/md-") && write.contains("/abcd?sv=2018-03-28&sr=b&si="), "{write}");
     assert_eq!(disks.state("disks/D1").await, "ActiveUpload");
-    assert_eq!(disks.python("upload", &write, &vhd), "");
-    assert_eq!(disks.python("properties", &write, &vhd), format!("{} PageBlob", DISK + FOOTER));
+    assert_eq!(disks.python("upload", &write, &vhd).await, "");
+    assert_eq!(disks.python("properties", &write, &vhd).await, format!("{} PageBlob", DISK + FOOTER));
     disks.revoke("disks/D1").await;
     let (_, disk) = disks.json("GET", "disks/D1", None).await;
     assert_eq!(disk["properties"]["diskState"], "Unattached", "{disk}");
     assert_eq!(disk["properties"]["diskSizeBytes"], DISK, "{disk}");
     assert_eq!(disk["properties"]["diskSizeGB"], 1, "{disk}");
     assert_eq!(std::fs::read_dir(disks.file("uploads")).expect("a folder").count(), 0, "the file went");
-    assert!(disks.python("write", &write, &vhd).starts_with("403 AuthenticationFailed"), "revoked");
+    assert!(disks.python("write", &write, &vhd).await.starts_with("403 AuthenticationFailed"), "revoked");
 
     let before = disks.region("eastus").await.stats().await.expect("stats");
     let body = json!({"location": "eastus", "properties": {"incremental": true,
@@ -40,15 +40,15 @@ async fn a_vhd_goes_in_and_comes_out() {
     let url = disks.grant("snapshots/S1", "Read", 600).await;
     assert_eq!(disks.state("snapshots/S1").await, "ActiveSAS");
     let back = disks.file("back.vhd");
-    let ranges = disks.python("download", &url, &back);
+    let ranges = disks.python("download", &url, &back).await;
     assert!(ranges.ends_with(&format!("-{}", DISK + FOOTER - 1)), "the footer is data: {ranges}");
     assert_eq!(sum(&back, FOOTER), sum(&raw, 0));
     let info: Value =
         serde_json::from_str(&qemu_img(&["info", "-f", "vpc", "--output=json"], &[&back])).expect("JSON");
     assert_eq!(info["virtual-size"], DISK, "{info}");
     qemu_img(&["compare", "-f", "vpc", "-F", "raw"], &[&back, &raw]);
-    assert!(disks.python("write", &url, &back).starts_with("403 AuthorizationPermissionMismatch"));
-    assert!(disks.python("delete", &url, &back).starts_with("403 OperationNotAllowedOnDisk"));
+    assert!(disks.python("write", &url, &back).await.starts_with("403 AuthorizationPermissionMismatch"));
+    assert!(disks.python("delete", &url, &back).await.starts_with("403 OperationNotAllowedOnDisk"));
 
     // One at a time; while it lasts the snapshot stays; afterwards the URL is dead.
     let body = json!({"access": "Read", "durationInSeconds": 60});
@@ -57,7 +57,7 @@ async fn a_vhd_goes_in_and_comes_out() {
     let held = (409, "OperationNotAllowed", "Call EndGetAccess before attaching or deleting", "");
     disks.refused("DELETE", "snapshots/S1", None, held).await;
     disks.revoke("snapshots/S1").await;
-    assert!(disks.python("properties", &url, &back).starts_with("403"), "ended");
+    assert!(disks.python("properties", &url, &back).await.starts_with("403"), "ended");
     disks.done("DELETE", "snapshots/S1", None).await;
     let end = disks.region("eastus").await.stats().await.expect("stats");
     assert_eq!(end.manifests, 0, "nothing refers to the content any more");
@@ -73,7 +73,7 @@ async fn urls_end_when_they_say_and_cannot_be_changed() {
     }
     let none = disks.file("none");
     let (a, b) = (disks.grant("disks/a", "Read", 600).await, disks.grant("disks/b", "Read", 600).await);
-    assert_eq!(disks.python("properties", &a, &none), format!("{} PageBlob", (1u64 << 30) + FOOTER));
+    assert_eq!(disks.python("properties", &a, &none).await, format!("{} PageBlob", (1u64 << 30) + FOOTER));
     let (path_a, query_a) = a.split_once('?').expect("a query");
     let (path_b, _) = b.split_once('?').expect("a query");
     let (_, signature) = query_a.rsplit_once("sig=").expect("a signature");
@@ -87,12 +87,12 @@ async fn urls_end_when_they_say_and_cannot_be_changed() {
     ];
     for url in forged {
         assert_ne!(url, a);
-        assert!(disks.python("properties", &url, &none).starts_with("403"), "{url}");
+        assert!(disks.python("properties", &url, &none).await.starts_with("403"), "{url}");
     }
     // Another access of the same disk does not bring the former URL back.
     disks.revoke("disks/a").await;
     let again = disks.grant("disks/a", "Read", 1).await;
-    assert!(disks.python("properties", &a, &none).starts_with("403"));
+    assert!(disks.python("properties", &a, &none).await.starts_with("403"));
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let late = disks.bed.client.get(&again).send().await.expect("answers");
     assert_eq!(late.status(), 403);
@@ -114,7 +114,7 @@ async fn an_upload_that_is_no_vhd_can_be_put_right() {
     let (raw, vhd) = vhd(disks.bed.folder.path(), "d", 9);
     disks.done("PUT", "disks/d", Some(upload_disk(DISK + FOOTER))).await;
     let url = disks.grant("disks/d", "Write", 600).await;
-    assert_eq!(disks.python("upload", &url, &raw), "", "without a footer");
+    assert_eq!(disks.python("upload", &url, &raw).await, "", "without a footer");
     let end = disks.end("POST", "disks/d/endGetAccess", None).await;
     assert_eq!(end["status"], "Failed", "{end}");
     assert_eq!(end["error"]["code"], "InvalidVhd", "{end}");
@@ -125,7 +125,7 @@ async fn an_upload_that_is_no_vhd_can_be_put_right() {
     let reason = (409, "OperationNotAllowed", "has no content yet", "creationData.sourceResourceId");
     disks.refused("PUT", "snapshots/s", copy.clone(), reason).await;
     let url = disks.grant("disks/d", "Write", 600).await;
-    assert_eq!(disks.python("upload", &url, &vhd), "");
+    assert_eq!(disks.python("upload", &url, &vhd).await, "");
     disks.revoke("disks/d").await;
     assert_eq!(disks.state("disks/d").await, "Unattached");
     disks.done("PUT", "snapshots/s", copy).await;

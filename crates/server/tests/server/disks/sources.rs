@@ -55,7 +55,7 @@ async fn versions_come_from_disks_and_go_to_disks_without_new_bytes() {
     }
     let url = disks.grant("disks/from", "Read", 600).await;
     let back = disks.file("back.vhd");
-    disks.python("download", &url, &back);
+    disks.python("download", &url, &back).await;
     assert_eq!(sum(&back, FOOTER), sum(&raw, 0));
 
     // A definition for another system refuses the disk.
@@ -117,7 +117,7 @@ async fn vhds_come_from_files_servers_and_disks() {
     for name in ["disks/file", "disks/http", "disks/west", "snapshots/far"] {
         let url = disks.grant(name, "Read", 600).await;
         let back = disks.file("back.vhd");
-        disks.python("download", &url, &back);
+        disks.python("download", &url, &back).await;
         assert_eq!(sum(&back, FOOTER), sum(&raw, 0), "{name}");
     }
     // Raw bytes are no VHD.
