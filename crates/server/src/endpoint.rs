@@ -4,7 +4,12 @@
 use uuid::Uuid;
 
 /// Audiences of Azure itself, which clients ask for when they were pointed here by a proxy.
-const AZURE_AUDIENCES: [&str; 2] = ["https://management.azure.com", "https://management.core.windows.net"];
+const AZURE_AUDIENCES: [&str; 3] = [
+    "https://management.azure.com",
+    "https://management.core.windows.net",
+    // What clients of blobs ask for, whatever the account's address is.
+    "https://storage.azure.com",
+];
 
 /// The service's address.
 #[derive(Debug, Clone)]
@@ -32,6 +37,12 @@ impl Endpoint {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// `primaryEndpoints.blob` of a storage account: path-style, because its host has no subdomains.
+    #[must_use]
+    pub fn blob_url(&self, account: &str) -> String {
+        format!("{}/{account}/", self.url)
     }
 
     /// The `iss` of every token.

@@ -7,7 +7,9 @@ use chrono::{DateTime, Utc};
 use store::Store;
 
 use crate::auth::{Clients, SigningKeys};
+use crate::blob::disk_access::DiskExports;
 use crate::fabric::Fabric;
+use crate::seal::Sealer;
 use crate::{Config, Endpoint};
 
 /// Cheap to clone; see [`Shared`] for what is in it.
@@ -24,8 +26,10 @@ pub struct Shared {
     pub fabric: Fabric,
     /// Address for URLs.
     pub endpoint: Endpoint,
+    pub(crate) disk_exports: DiskExports,
     pub(crate) keys: SigningKeys,
     pub(crate) clients: Clients,
+    pub(crate) sealer: Sealer,
 }
 
 impl AppState {

@@ -2,9 +2,12 @@
 
 mod arm;
 mod auth;
+mod blobs;
+mod disks;
 mod galleries;
 mod platform_images;
 mod stores;
+mod python;
 mod support;
 mod templates;
 mod virtual_machines;

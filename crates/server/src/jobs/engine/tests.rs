@@ -37,8 +37,21 @@ impl Bed {
         let keys = SigningKeys::load(folder.path()).unwrap();
         let clients = Clients::set_up(store.clone(), folder.path(), config.tenant_id, "s").await.unwrap();
         let fabric = crate::fabric::Fabric::new(&config).unwrap();
+        let cache = fabric.block_cache_dir();
+        let disk_exports =
+            crate::blob::disk_access::DiskExports::open(folder.path(), &cache, 1 << 20).unwrap();
+        let sealer = crate::seal::Sealer::load(folder.path()).unwrap();
         Bed {
-            state: AppState::new(Shared { config, store, fabric, endpoint, keys, clients }),
+            state: AppState::new(Shared {
+                config,
+                store,
+                fabric,
+                endpoint,
+                disk_exports,
+                keys,
+                clients,
+                sealer,
+            }),
             _folder: folder,
         }
     }
