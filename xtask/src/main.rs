@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask ci` is exactly what CI runs.
 
 mod ci;
+mod fuzz;
 #[cfg(test)]
 mod tidy;
 
@@ -20,11 +21,18 @@ struct Cli {
 enum Task {
     /// Formatting, lints, documentation and every test; each stage prints its time.
     Ci,
+    /// The fuzz targets of the disk formats.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Ci => ci::run(),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

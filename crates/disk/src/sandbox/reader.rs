@@ -46,7 +46,7 @@ fn serve(socket: BorrowedFd<'_>) -> Result<(), Stop> {
     let temporary = (setup.packing != Packing::None).then(|| files.remove(0));
     // Asking for a length is among what is given up. The parent puts its own name for the disk into messages.
     let opened = files.into_iter().map(|file| Input::from_file(PathBuf::from("the disk"), file));
-    let mut inputs = match opened.collect::<crate::Result<Vec<_>>>() {
+    let inputs = match opened.collect::<crate::Result<Vec<_>>>() {
         Ok(inputs) => inputs,
         Err(error) => return send_error(socket, &error),
     };
