@@ -87,7 +87,7 @@ impl Reader {
     ) -> Result<Arc<Self>> {
         let mut inputs = vec![Input::open(path)?];
         if format == Format::Vmdk && packing == Packing::None {
-            for extent in vmdk::extent_files(path)? {
+            for extent in vmdk::extent_files(&inputs[0])? {
                 inputs.push(Input::open_no_link(&extent)?);
             }
         }

@@ -71,23 +71,23 @@ impl Vhdx {
             return Err(input.damaged("it does not begin with `vhdxfile`".to_owned()));
         }
         check_log(&input)?;
-        let (bat_region, metadata_region) = regions(&input)?;
-        let metadata = Metadata::read(&input, metadata_region.0, metadata_region.1)?;
+        let regions = regions(&input)?;
+        let metadata = Metadata::read(&input, regions.metadata.offset, regions.metadata.len)?;
         input.check_size(metadata.disk_bytes)?;
 
         let chunk_ratio = SECTORS_PER_BITMAP * metadata.sector_bytes / metadata.block_bytes;
         let blocks = metadata.disk_bytes.div_ceil(metadata.block_bytes);
         let entries = blocks + blocks.saturating_sub(1) / chunk_ratio;
-        if entries * 8 > bat_region.1 {
+        if entries * 8 > regions.bat.len {
             return Err(input.damaged(format!(
                 "its block allocation table has {} bytes, and {} bytes in blocks of {} need {}",
-                bat_region.1,
+                regions.bat.len,
                 metadata.disk_bytes,
                 metadata.block_bytes,
                 entries * 8
             )));
         }
-        let bat = Table::new(&input, bat_region.0, entries, Word::Le64, "block allocation table")?;
+        let bat = Table::new(&input, regions.bat.offset, entries, Word::Le64, "block allocation table")?;
         Ok(Self { input, metadata, bat, chunk_ratio })
     }
 }
@@ -118,8 +118,20 @@ fn check_log(input: &Input) -> Result<()> {
     }
 }
 
-/// Offset and length of the BAT and of the metadata.
-fn regions(input: &Input) -> Result<((u64, u64), (u64, u64))> {
+/// A stretch of the file, inside of it.
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    offset: u64,
+    len: u64,
+}
+
+/// The regions that are read.
+struct Regions {
+    bat: Region,
+    metadata: Region,
+}
+
+fn regions(input: &Input) -> Result<Regions> {
     let mut reason = "neither of its region tables has a valid checksum".to_owned();
     for at in REGION_TABLES_AT {
         let mut bytes = vec![0; REGION_TABLE_BYTES];
@@ -135,7 +147,7 @@ fn regions(input: &Input) -> Result<((u64, u64), (u64, u64))> {
     Err(input.damaged(reason))
 }
 
-fn parse_regions(bytes: &[u8], file_len: u64) -> Result<((u64, u64), (u64, u64)), String> {
+fn parse_regions(bytes: &[u8], file_len: u64) -> Result<Regions, String> {
     let entries = le32(bytes, 8);
     if entries > MAX_REGIONS {
         return Err(format!("its region table has {entries} entries; at most {MAX_REGIONS} are possible"));
@@ -158,11 +170,14 @@ fn parse_regions(bytes: &[u8], file_len: u64) -> Result<((u64, u64), (u64, u64))
         {
             return Err(format!("a region of {len} bytes is said to be at {offset}, outside of the file"));
         }
-        if slot.replace((offset, len)).is_some() {
+        if slot.replace(Region { offset, len }).is_some() {
             return Err("its region table names a region twice".to_owned());
         }
     }
-    bat.zip(metadata).ok_or_else(|| "its region table lacks the BAT or the metadata".to_owned())
+    match (bat, metadata) {
+        (Some(bat), Some(metadata)) => Ok(Regions { bat, metadata }),
+        _ => Err("its region table lacks the BAT or the metadata".to_owned()),
+    }
 }
 
 /// Whether the CRC-32C at byte 4 is that of the bytes with the checksum as zero; leaves it zero.

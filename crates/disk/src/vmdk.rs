@@ -18,13 +18,12 @@ use sparse::SparseExtent;
 pub(crate) const SECTOR: u64 = 512;
 
 /// The files that a descriptor names, in its folder and in its order; none for a VMDK in one file.
-pub(crate) fn extent_files(path: &Path) -> Result<Vec<PathBuf>> {
-    let input = Input::open(path)?;
-    if sparse::is_sparse(&input)? {
+pub(crate) fn extent_files(input: &Input) -> Result<Vec<PathBuf>> {
+    if sparse::is_sparse(input)? {
         return Ok(Vec::new());
     }
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let names = read_descriptor(&input)?.files().map(|name| folder.join(name)).collect();
+    let folder = input.path().parent().unwrap_or(Path::new(""));
+    let names = read_descriptor(input)?.files().map(|name| folder.join(name)).collect();
     Ok(names)
 }
 

@@ -149,7 +149,8 @@ impl Reply {
                     Failure::Chain => 2,
                     Failure::Other => 3,
                 };
-                let end = reason.floor_char_boundary(MAX_REASON);
+                // A character that is cut is replaced by the decoder.
+                let end = reason.len().min(MAX_REASON);
                 [&[5, kind][..], &reason.as_bytes()[..end]].concat()
             }
         }

@@ -109,7 +109,7 @@ impl SparseExtent {
         if header.flags & !flags::KNOWN & 0xffff_0000 != 0 {
             return Err(input.unsupported(format!("unknown flags {:#x}", header.flags)));
         }
-        let size = header.capacity.checked_mul(SECTOR).unwrap_or(u64::MAX);
+        let size = header.capacity.saturating_mul(SECTOR);
         input.check_size(size)?;
         let covered = header.grain_sectors * header.table_entries;
         let entries = header.capacity.div_ceil(covered);
@@ -118,7 +118,7 @@ impl SparseExtent {
                 "a grain directory of {entries} entries; at most {MAX_DIRECTORY_ENTRIES} are read"
             )));
         }
-        let at = header.directory_at.checked_mul(SECTOR).unwrap_or(u64::MAX);
+        let at = header.directory_at.saturating_mul(SECTOR);
         let directory = Table::new(&input, at, entries, Word::Le32, "grain directory")?;
         let this =
             Self { input, header, directory, tables: Pages::new(Word::Le32), unpacked: Mutex::new(None) };
