@@ -10,6 +10,7 @@
 //!     containers.rs list.rs blobs.rs blocks.rs copy.rs
 //!   rows.rs          what the database keeps of containers and blobs (`store::blobs`)
 //!   objects.rs       the files with their bytes
+//!   own.rs           reads of our own blobs by their URLs
 //! ```
 //!
 //! Bytes first, row after: an upload becomes a complete, durable file, and one transaction puts it in the place of what
@@ -26,6 +27,7 @@ mod copy;
 mod error;
 mod list;
 pub(crate) mod objects;
+pub(crate) mod own;
 pub mod page;
 mod query;
 mod range;
