@@ -143,6 +143,57 @@ async fn vhds_come_from_files_servers_and_disks() {
     disks.bed.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn vhds_come_from_storage_accounts() {
+    let disks = Disks::start().await;
+    let (raw, vhd) = vhd(disks.bed.folder.path(), "d", 0x33);
+    let account =
+        format!("{SUBSCRIPTION}/resourceGroups/Rg/providers/Microsoft.Storage/storageAccounts/vhds1");
+    let body = json!({"location": "eastus", "sku": {"name": "Standard_LRS"}, "kind": "StorageV2"});
+    let (status, made) =
+        disks.bed.json("PUT", &format!("{account}?api-version=2025-08-01"), Some(body)).await;
+    assert_eq!(status, 200, "{made}");
+    let put = |below: &str, kind: &'static str, bytes: Vec<u8>| {
+        let request =
+            disks.bed.request("PUT", &format!("/vhds1{below}")).header("x-ms-version", "2024-05-04");
+        let request = request.header("x-ms-blob-type", kind).header("content-length", bytes.len());
+        let sent = request.bearer_auth(&disks.bed.token).body(bytes).send();
+        async move { assert_eq!(sent.await.expect("answers").status(), 201) }
+    };
+    put("/con?restype=container", "BlockBlob", Vec::new()).await;
+    let bytes = std::fs::read(&vhd).expect("reads");
+    put("/con/whole.vhd", "BlockBlob", bytes.clone()).await;
+    let half = bytes.len() / 2;
+    put("/con/parts.vhd?comp=block&blockid=MQ==", "BlockBlob", bytes[..half].to_vec()).await;
+    put("/con/parts.vhd?comp=block&blockid=Mg==", "BlockBlob", bytes[half..].to_vec()).await;
+    let list = "<BlockList><Latest>MQ==</Latest><Latest>Mg==</Latest></BlockList>";
+    put("/con/parts.vhd?comp=blocklist", "BlockBlob", list.into()).await;
+    disks.definition().await;
+    for (version, name) in [("1.0.0", "whole"), ("1.0.1", "parts")] {
+        let uri = format!("{}/vhds1/con/{name}.vhd", disks.bed.server.url);
+        let below = format!("galleries/G/images/d/versions/{version}");
+        let source = json!({"uri": uri, "storageAccountId": account});
+        disks.done("PUT", &below, Some(version_of(source))).await;
+        let import = json!({"location": "eastus", "properties": {"creationData":
+            {"createOption": "Import", "sourceUri": uri, "storageAccountId": account}}});
+        disks.done("PUT", &format!("disks/{name}"), Some(import)).await;
+        let url = disks.grant(&format!("disks/{name}"), "Read", 600).await;
+        let back = disks.file("back.vhd");
+        disks.python("download", &url, &back).await;
+        assert_eq!(sum(&back, FOOTER), sum(&raw, 0), "{name}");
+    }
+    assert_eq!(disks.region("eastus").await.stats().await.expect("stats").manifests, 1);
+    let missing = json!({"location": "eastus", "properties": {"creationData":
+        {"createOption": "Import", "sourceUri": format!("{}/vhds1/con/none.vhd", disks.bed.server.url)}}});
+    let end = disks.end("PUT", "disks/none", Some(missing)).await;
+    assert_eq!(
+        (&end["status"], &end["error"]["code"]),
+        (&json!("Failed"), &json!("BlobNotAccessible")),
+        "{end}"
+    );
+    disks.bed.stop().await;
+}
+
 /// Answers each request with the file. Ends with the test's process.
 fn serve(listener: &TcpListener, file: &[u8]) {
     for stream in listener.incoming() {
