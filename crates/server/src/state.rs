@@ -37,6 +37,20 @@ impl AppState {
         AppState(Arc::new(shared))
     }
 
+    /// The parts of a service in a data folder of the test's own, which serves nothing.
+    #[cfg(test)]
+    pub(crate) async fn for_tests(config: Config) -> AppState {
+        let folder = config.data_dir.clone();
+        let store = Store::connect(&config.database_url()).await.unwrap();
+        let endpoint = Endpoint::new("localhost", 1, config.tenant_id);
+        let keys = SigningKeys::load(&folder).unwrap();
+        let clients = Clients::set_up(store.clone(), &folder, config.tenant_id, "s").await.unwrap();
+        let fabric = Fabric::new(&config).unwrap();
+        let disk_exports = DiskExports::open(&folder, &fabric.block_cache_dir(), 1 << 20).unwrap();
+        let sealer = Sealer::load(&folder).unwrap();
+        Self::new(Shared { config, store, fabric, endpoint, disk_exports, keys, clients, sealer })
+    }
+
     /// The present moment, for what is decided at the edge; rows use the database's.
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {

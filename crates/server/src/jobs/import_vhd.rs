@@ -167,7 +167,7 @@ async fn fetch_and_put(
     owner: &str,
 ) -> Result<DiskContent, JobFailure> {
     let progress = |bytes: u64, total: Option<u64>| context.report(json!({ "fetched": bytes, "of": total }));
-    let fetching = fetch_to_file(context.state.fabric.outbound(), url.as_str(), path, LIMITS, progress);
+    let fetching = fetch_to_file(&context.state, url.as_str(), path, LIMITS, progress);
     let fetched = tokio::select! {
         fetched = fetching => fetched,
         () = context.cancel.cancelled() => return Err(JobFailure::canceled()),

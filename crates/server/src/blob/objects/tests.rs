@@ -1,21 +1,11 @@
 use axum::http::HeaderValue;
 use futures::TryStreamExt;
-use store::Store;
 
 use super::*;
-use crate::auth::{Clients, SigningKeys};
-use crate::state::Shared;
-use crate::{Config, Endpoint};
+use crate::Config;
 
 async fn state(folder: &Path) -> AppState {
-    let config = Config::new(folder);
-    let store = Store::connect(&config.database_url()).await.unwrap();
-    let endpoint = Endpoint::new("localhost", 1, config.tenant_id);
-    let keys = SigningKeys::load(folder).unwrap();
-    let clients = Clients::set_up(store.clone(), folder, config.tenant_id, "s").await.unwrap();
-    let fabric = crate::fabric::Fabric::new(&config).unwrap();
-    let sealer = crate::seal::Sealer::load(folder).unwrap();
-    AppState::new(Shared { config, store, fabric, endpoint, keys, clients, sealer })
+    AppState::for_tests(Config::new(folder)).await
 }
 
 fn region() -> Region {
