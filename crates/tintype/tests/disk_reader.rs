@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use disk::{BlockSource, Format, Packing};
+use disk::{Format, Packing};
 
 #[test]
 fn tintype_reads_disks_in_a_sandbox() {
