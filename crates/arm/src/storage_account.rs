@@ -273,7 +273,43 @@ mod tests {
         let id = ResourceId::parse(id).unwrap();
         let context = Context { id: &id, extra: &parsed.extra };
         let rendered = render(&account, &context, "https://localhost:8443/acct1/");
-        insta::assert_json_snapshot!(rendered, @"");
+        insta::assert_json_snapshot!(rendered, @r#"
+        {
+          "sku": {
+            "name": "Standard_RAGRS",
+            "tier": "Standard"
+          },
+          "kind": "StorageV2",
+          "id": "/subscriptions/s/resourceGroups/rg/providers/Microsoft.Storage/storageAccounts/acct1",
+          "name": "acct1",
+          "type": "Microsoft.Storage/storageAccounts",
+          "location": "eastus",
+          "tags": {},
+          "properties": {
+            "keyCreationTime": {
+              "key1": "1970-01-01T00:00:00.0000000Z",
+              "key2": "1970-01-01T00:00:00.0000000Z"
+            },
+            "allowSharedKeyAccess": true,
+            "supportsHttpsTrafficOnly": true,
+            "provisioningState": "Succeeded",
+            "creationTime": "1970-01-01T00:00:00.0000000Z",
+            "primaryEndpoints": {
+              "blob": "https://localhost:8443/acct1/"
+            },
+            "primaryLocation": "eastus",
+            "statusOfPrimary": "available",
+            "encryption": {
+              "services": {
+                "blob": {}
+              },
+              "keySource": "Microsoft.Storage"
+            },
+            "allowBlobPublicAccess": false,
+            "minimumTlsVersion": "TLS1_2"
+          }
+        }
+        "#);
         let again = parse(rendered, &version()).unwrap();
         assert_eq!((again.data, again.extra), (account.spec.clone(), parsed.extra));
         let shown = render_keys(&account, ["one", "two"]).to_string();

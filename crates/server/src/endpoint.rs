@@ -15,6 +15,7 @@ const AZURE_AUDIENCES: [&str; 3] = [
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     url: String,
+    origins: [String; 3],
     tenant_id: Uuid,
     audiences: Vec<String>,
 }
@@ -22,21 +23,27 @@ pub struct Endpoint {
 impl Endpoint {
     pub(crate) fn new(public_host: &str, port: u16, tenant_id: Uuid) -> Endpoint {
         let url = format!("https://{public_host}:{port}");
-        let hosts = [public_host, "localhost", "127.0.0.1"].map(|host| format!("https://{host}:{port}"));
+        let origins = [public_host, "localhost", "127.0.0.1"].map(|host| format!("https://{host}:{port}"));
         // Clients differ in whether the audience ends in a slash.
-        let audiences = hosts
+        let audiences = origins
             .iter()
             .map(String::as_str)
             .chain(AZURE_AUDIENCES)
             .flat_map(|host| [host.to_owned(), format!("{host}/")])
             .collect();
-        Endpoint { url, tenant_id, audiences }
+        Endpoint { url, origins, tenant_id, audiences }
     }
 
     /// `https://{host}:{port}`, without a slash at the end.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Addresses that lead here, each without a slash at the end.
+    #[must_use]
+    pub fn origins(&self) -> &[String] {
+        &self.origins
     }
 
     /// `primaryEndpoints.blob` of a storage account: path-style, because its host has no subdomains.

@@ -157,6 +157,8 @@ async fn create_pages(call: &Call, new: &mut New) -> Result<Pending, BlobError> 
     new.sequence_number = number("x-ms-blob-sequence-number")?.unwrap_or(0);
     let object = Pending::begin(&call.state, &call.region).await?;
     PageFile::create(&object.path, size).await.map_err(|error| BlobError::io("make a page blob", &error))?;
+    // After the file's own time, so that the ETag of this answer holds until the first page is written.
+    new.now = call.state.now();
     Ok(object)
 }
 

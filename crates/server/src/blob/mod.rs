@@ -12,6 +12,7 @@
 //!   rows.rs          what the database keeps of containers and blobs (`store::blobs`)
 //!   objects.rs       the files with their bytes
 //!   local.rs         blobs as sources for our own work
+//!   own.rs           reads of our own blobs by their URLs
 //! ```
 //!
 //! Bytes first, row after: an upload becomes a complete, durable file, and one transaction puts it in the place of what
@@ -30,6 +31,7 @@ mod error;
 mod list;
 pub(crate) mod local;
 pub(crate) mod objects;
+pub(crate) mod own;
 pub mod page;
 mod query;
 mod range;

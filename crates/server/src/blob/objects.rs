@@ -312,3 +312,6 @@ pub(crate) async fn sweep_once(state: &AppState) -> Result<usize, store::StoreEr
 fn flat<T>(joined: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
     joined.map_err(io::Error::other)?
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ use crate::http::serve::Peer;
 use model::storage_account::StorageAccount;
 
 /// Version that answers say when the request named none.
-const DEFAULT_VERSION: &str = "2021-12-02";
+pub(super) const DEFAULT_VERSION: &str = "2021-12-02";
 /// Longest header of a request that is given back.
 const MAX_ECHO_BYTES: usize = 1024;
 

@@ -3,7 +3,10 @@
 mod clients;
 mod refused;
 
+use aws_lc_rs::hmac;
 use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Response;
 use serde_json::{Value, json};
 use server::RegionConfig;
@@ -236,4 +239,35 @@ async fn error(response: Response) -> (u16, String, String) {
     let code = response.headers().get("x-ms-error-code").and_then(|code| code.to_str().ok());
     let code = code.unwrap_or_default().to_owned();
     (status, code, response.text().await.expect("text"))
+}
+
+/// Puts a blob into a new account of the group `rg`; its address, and a SAS to read it.
+pub(crate) async fn script(bed: &Bed, location: &str, bytes: &str) -> (String, String) {
+    let path = account("scripts1").replace("/Rg/", "/rg/");
+    let mut body = body();
+    body["location"] = json!(location);
+    let (status, made) = bed.json("PUT", &format!("{path}?{API}"), Some(body)).await;
+    assert_eq!(status, 200, "{made}");
+    let keys = bed.json("POST", &format!("{path}/listKeys?{API}"), None).await.1;
+    let url = format!("{}/scripts1", bed.server.url);
+    let send = async |url: String, body: String| {
+        let request = bed.request("PUT", &url).bearer_auth(&bed.token).header("x-ms-version", "2024-05-04");
+        let request = request.header("content-length", body.len()).header("x-ms-blob-type", "BlockBlob");
+        assert_eq!(request.body(body).send().await.expect("answers").status(), 201, "{url}");
+    };
+    send(format!("{url}/con?restype=container"), String::new()).await;
+    send(format!("{url}/con/dir/a.sh"), bytes.to_owned()).await;
+    let key = keys["keys"][0]["value"].as_str().expect("a key");
+    let sas = service_sas(key, "/blob/scripts1/con/dir/a.sh", "b", "r");
+    (format!("{url}/con/dir/a.sh"), sas)
+}
+
+/// A service SAS for a day from now, version 2021-12-02.
+fn service_sas(key: &str, resource: &str, kind: &str, permissions: &str) -> String {
+    let expiry = (chrono::Utc::now() + chrono::Duration::days(1)).format("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let text = format!("{permissions}\n\n{expiry}\n{resource}\n\n\n\n2021-12-02\n{kind}\n\n\n\n\n\n\n");
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key).expect("base64"));
+    let signature = STANDARD.encode(hmac::sign(&key, text.as_bytes()));
+    let signature = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+    format!("sv=2021-12-02&sr={kind}&sp={permissions}&se={expiry}&sig={signature}")
 }

@@ -76,8 +76,8 @@ pub async fn put_page(
     }
     let mut about = about.clone();
     if let PageBlob::File(file) = blob {
-        about.modified =
-            file.modified().await.map_err(|error| BlobError::io("look at a page blob", &error))?;
+        let written = file.modified().await.map_err(|error| BlobError::io("look at a page blob", &error))?;
+        about.modified = written.max(about.modified);
     }
     let mut response = empty(StatusCode::CREATED, Some(&about));
     let answer = response.headers_mut();

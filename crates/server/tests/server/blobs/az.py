@@ -14,6 +14,7 @@ FOLDER = tempfile.mkdtemp(dir=os.environ["FOLDER"])
 os.environ["AZURE_CONFIG_DIR"] = os.path.join(FOLDER, "config")
 os.environ["AZURE_CORE_COLLECT_TELEMETRY"] = "false"
 os.environ["AZURE_CORE_ONLY_SHOW_ERRORS"] = "true"
+os.environ["AZURE_CORE_INSTANCE_DISCOVERY"] = "false"
 
 from azure.cli.core import get_default_cli  # noqa: E402
 
@@ -110,6 +111,37 @@ def by_service_sas():
     az("storage", "blob", "download", "-c", "con", "-n", "dir/one.bin", "-f", file("sas.bin"), "--no-progress", *sas)
     with open(file("sas.bin"), "rb") as down:
         assert down.read() == DATA
+
+
+@part
+def accounts():
+    az("cloud", "register", "-n", "tintype", "--endpoint-resource-manager", os.environ["SERVER_URL"])
+    az("cloud", "set", "-n", "tintype")
+    az("login", "--service-principal", "-u", os.environ["CLIENT_ID"], "-p", os.environ["CLIENT_SECRET"], "--tenant",
+       os.environ["TENANT"])
+    assert az("storage", "account", "check-name", "-n", "made1")["nameAvailable"] is True
+    made = az("storage", "account", "create", "-n", "made1", "-g", "Rg", "-l", "eastus", "--sku", "Standard_LRS",
+              "--kind", "StorageV2", "--tags", "a=b")
+    assert (made["name"], made["provisioningState"], made["sku"]["name"], made["tags"]) == (
+        "made1", "Succeeded", "Standard_LRS", {"a": "b"}), made
+    shown = az("storage", "account", "show", "-n", "made1", "-g", "Rg")
+    assert shown["primaryEndpoints"]["blob"] == os.environ["SERVER_URL"] + "/made1/", shown
+    assert sorted(a["name"] for a in az("storage", "account", "list", "-g", "Rg")) == ["acct1", "made1"]
+    keys = az("storage", "account", "keys", "list", "-n", "made1", "-g", "Rg")
+    renewed = az("storage", "account", "keys", "renew", "-n", "made1", "-g", "Rg", "--key", "key1")
+    assert [k["value"] == r["value"] for k, r in zip(keys, renewed)] == [False, True]
+    string = az("storage", "account", "show-connection-string", "-n", "made1", "-g", "Rg")["connectionString"]
+    az("storage", "container", "create", "-n", "con", "--connection-string", string)
+    assert [c["name"] for c in az("storage", "container", "list", "--connection-string", string)] == ["con"]
+    # With the login alone: the client asks for a token for storage.
+    by_login = ["--auth-mode", "login", "--blob-endpoint", os.environ["SERVER_URL"] + "/made1"]
+    az("storage", "blob", "upload", "-c", "con", "-n", "x", "--data", "text", "--no-progress", *by_login)
+    assert [b["name"] for b in az("storage", "blob", "list", "-c", "con", *by_login)] == ["x"]
+    az("storage", "account", "update", "-n", "made1", "-g", "Rg", "--https-only", "false", "--tags", "c=d")
+    shown = az("storage", "account", "show", "-n", "made1", "-g", "Rg")
+    assert (shown["enableHttpsTrafficOnly"], shown["tags"]) == (False, {"c": "d"}), shown
+    az("storage", "account", "delete", "-n", "made1", "-g", "Rg", "--yes")
+    assert [a["name"] for a in az("storage", "account", "list")] == ["acct1"]
 
 
 print(f"all {parts} parts passed")

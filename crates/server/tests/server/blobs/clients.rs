@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Lab;
 use crate::python;
+use crate::support::TENANT;
 
 /// Longest run of one script.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -28,7 +29,11 @@ impl Lab {
             .env("ACCOUNT_URL", &self.url)
             .env("ACCOUNT_KEY", &self.key)
             .env("CONNECTION_STRING", self.connection_string())
-            .env("FOLDER", self.bed.folder.path());
+            .env("FOLDER", self.bed.folder.path())
+            .env("SERVER_URL", &self.bed.server.url)
+            .env("TENANT", TENANT)
+            .env("CLIENT_ID", self.bed.text("clientId"))
+            .env("CLIENT_SECRET", self.bed.text("clientSecret"));
         let output = tokio::time::timeout(LIMIT, command.output()).await.expect("in time").expect("runs");
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{out}\n{err}");
@@ -48,6 +53,6 @@ async fn the_python_client_works_unmodified() {
 async fn az_works_unmodified() {
     let lab = Lab::start().await;
     let out = lab.script(("azure-cli", "2.91.0"), "az.py").await;
-    assert!(out.ends_with("all 5 parts passed\n"), "{out}");
+    assert!(out.ends_with("all 6 parts passed\n"), "{out}");
     lab.bed.stop().await;
 }

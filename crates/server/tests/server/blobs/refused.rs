@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{API, Lab, error, read};
+use super::{API, Lab, error, read, service_sas};
 
 /// `Authorization` for a GET with nothing but `x-ms-date` and `x-ms-version` to sign.
 fn shared_key(key: &str, path: &str, query: &str, date: &str) -> String {
@@ -245,14 +245,4 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("RequestBodyTooLarge"), "{answer}");
     lab.bed.stop().await;
-}
-
-/// A service SAS for a day from now, version 2021-12-02.
-fn service_sas(key: &str, resource: &str, kind: &str, permissions: &str) -> String {
-    let expiry = (chrono::Utc::now() + chrono::Duration::days(1)).format("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let text = format!("{permissions}\n\n{expiry}\n{resource}\n\n\n\n2021-12-02\n{kind}\n\n\n\n\n\n\n");
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key).expect("base64"));
-    let signature = STANDARD.encode(hmac::sign(&key, text.as_bytes()));
-    let signature = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-    format!("sv=2021-12-02&sr={kind}&sp={permissions}&se={expiry}&sig={signature}")
 }
