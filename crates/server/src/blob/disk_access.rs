@@ -154,6 +154,11 @@ pub(crate) fn is_ours(path: &crate::http::path::ArmPath) -> bool {
         && path.segment(0).get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
 }
 
+/// Whether a URL's path is one of these.
+pub(crate) fn is_path(path: &str) -> bool {
+    crate::http::path::ArmPath::parse(path).is_ok_and(|path| is_ours(&path))
+}
+
 /// Where the disk of an access is found: a setting, because the URL must not say the disk's id.
 pub(crate) fn setting_key(access: Uuid) -> String {
     format!("disk-access/{access}")

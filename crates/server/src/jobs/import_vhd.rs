@@ -62,10 +62,11 @@ fn address(state: &AppState, uri: &str) -> Result<Address, String> {
             "A VHD cannot be read from a '{scheme}' address: use http, https, or the path of a file that the service may import."
         ));
     }
-    Ok(match url.as_str().strip_prefix(state.endpoint.url()) {
-        Some(rest) if rest.starts_with("/md-") => Address::Disk(url),
-        Some(rest) if rest.starts_with('/') => Address::Blob(url),
-        _ => Address::Remote(url),
+    let origin = url.origin().ascii_serialization();
+    Ok(match state.endpoint.origins().contains(&origin) {
+        true if disk_access::is_path(url.path()) => Address::Disk(url),
+        true => Address::Blob(url),
+        false => Address::Remote(url),
     })
 }
 
