@@ -37,6 +37,9 @@ const DRAIN_BYTES_MAX: u64 = 64 << 20;
 /// Longest time for that.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Longest silence in that.
+const DRAIN_SILENCE_MAX: Duration = Duration::from_millis(500);
+
 /// A request's body until somebody reads it.
 pub(super) type Unread = Option<Body>;
 
@@ -47,8 +50,9 @@ pub(super) async fn drain(unread: Unread) {
     let mut stream = body.into_data_stream();
     let reading = async {
         let mut bytes = 0;
+        // A client that sends nothing waits for the answer already.
         while bytes < DRAIN_BYTES_MAX
-            && let Some(Ok(piece)) = stream.next().await
+            && let Ok(Some(Ok(piece))) = tokio::time::timeout(DRAIN_SILENCE_MAX, stream.next()).await
         {
             bytes += piece.len() as u64;
         }
