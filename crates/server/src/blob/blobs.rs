@@ -1,6 +1,5 @@
 //! Blobs: put, get, properties, metadata, pages, delete.
 
-use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use base64::Engine as _;
@@ -10,7 +9,7 @@ use store::{BlobKey, StoreError, Tx};
 
 use super::about::{About, BlobKind, ContentHeaders, Metadata, metadata, set};
 use super::auth::Action;
-use super::body::{self, answer, content_length};
+use super::body::{self, Unread, answer, content_length};
 use super::conditions::{self, For};
 use super::containers;
 use super::error::BlobError;
@@ -95,7 +94,7 @@ fn override_headers(call: &Call, headers: &mut HeaderMap) {
 }
 
 /// Put Blob.
-pub(super) async fn put(call: &Call, body: Body) -> Result<Response, BlobError> {
+pub(super) async fn put(call: &Call, unread: &mut Unread) -> Result<Response, BlobError> {
     let headers = &call.parts.headers;
     let kind = headers.get("x-ms-blob-type").ok_or_else(|| BlobError::missing_header("x-ms-blob-type"))?;
     let kind = match kind.as_bytes() {
@@ -110,7 +109,8 @@ pub(super) async fn put(call: &Call, body: Body) -> Result<Response, BlobError> 
     let (object, md5) = match kind {
         BlobKind::Block => {
             let received =
-                objects::receive(&call.state, &call.region, headers, body, MAX_PUT_BLOB_BYTES).await?;
+                objects::receive(&call.state, &call.region, headers, body::take(unread), MAX_PUT_BLOB_BYTES)
+                    .await?;
             new.bytes = received.bytes;
             new.content.md5.get_or_insert_with(|| STANDARD.encode(received.md5));
             (received.object, Some(received.md5))
@@ -309,19 +309,18 @@ pub(super) async fn take(tx: &mut Tx<'_>, object: &str) -> Result<(), BlobError>
 }
 
 /// Put Page.
-pub(super) async fn put_page(call: &Call, body: Body) -> Result<Response, BlobError> {
-    let (row, pages, about) = read_pages(call).await?;
-    debug_assert_eq!(row.data.bytes, pages.size());
-    serve::put_page(&PageBlob::File(pages), &about, &call.parts.headers, body).await
+pub(super) async fn put_page(call: &Call, unread: &mut Unread) -> Result<Response, BlobError> {
+    let (pages, about) = read_pages(call).await?;
+    serve::put_page(&PageBlob::File(pages), &about, &call.parts.headers, body::take(unread)).await
 }
 
 /// Get Page Ranges.
 pub(super) async fn page_ranges(call: &Call) -> Result<Response, BlobError> {
-    let (_, pages, about) = read_pages(call).await?;
+    let (pages, about) = read_pages(call).await?;
     serve::page_ranges(&PageBlob::File(pages), &about, &call.parts.headers, &call.query).await
 }
 
-async fn read_pages(call: &Call) -> Result<(Row, PageFile, About), BlobError> {
+async fn read_pages(call: &Call) -> Result<(PageFile, About), BlobError> {
     let row = read(call).await?;
     if row.data.kept != Kept::Pages {
         return Err(BlobError::blob_type());
@@ -329,7 +328,7 @@ async fn read_pages(call: &Call) -> Result<(Row, PageFile, About), BlobError> {
     let pages = open_pages(call, &row).await?;
     let mut about = rows::about(&row);
     about.modified = pages_modified(&pages, about.modified).await?;
-    Ok((row, pages, about))
+    Ok((pages, about))
 }
 
 async fn open_pages(call: &Call, row: &Row) -> Result<PageFile, BlobError> {

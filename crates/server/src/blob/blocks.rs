@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -13,7 +12,7 @@ use store::BlobPart;
 
 use super::about::BlobKind;
 use super::blobs::{self, New, Parts, take};
-use super::body::{self, check_md5, md5};
+use super::body::{self, Unread, check_md5, md5};
 use super::conditions::{self, For};
 use super::error::BlobError;
 use super::objects::{self, GRACE, Pending};
@@ -36,7 +35,7 @@ const MAX_ID_BYTES: usize = 64;
 const MAX_LIST_BYTES: u64 = 8 << 20;
 
 /// Put Block.
-pub(super) async fn put(call: &Call, body: Body) -> Result<Response, BlobError> {
+pub(super) async fn put(call: &Call, unread: &mut Unread) -> Result<Response, BlobError> {
     let key = call.key()?;
     let id = call.query.get("blockid").unwrap_or_default().to_owned();
     check_id(&id).map_err(|reason| BlobError::query("blockid", reason))?;
@@ -52,7 +51,8 @@ pub(super) async fn put(call: &Call, body: Body) -> Result<Response, BlobError> 
     };
     call.state.store.read(|tx| Box::pin(async { refuse(tx).await })).await?;
     let headers = &call.parts.headers;
-    let received = objects::receive(&call.state, &call.region, headers, body, MAX_BLOCK_BYTES).await?;
+    let received =
+        objects::receive(&call.state, &call.region, headers, body::take(unread), MAX_BLOCK_BYTES).await?;
     let block = BlobPart { id, object: received.object.id.clone(), bytes: received.bytes };
     call.state
         .store
@@ -152,11 +152,12 @@ impl BlockList {
 }
 
 /// Put Block List.
-pub(super) async fn commit(call: &Call, body: Body) -> Result<Response, BlobError> {
-    let bytes = body::read(body, MAX_LIST_BYTES).await?;
-    let digest = md5(&bytes);
+pub(super) async fn commit(call: &Call, unread: &mut Unread) -> Result<Response, BlobError> {
+    let whole = body::read(body::take(unread), MAX_LIST_BYTES).await?;
+    let digest = md5(&whole.bytes);
     check_md5(&call.parts.headers, &digest)?;
-    let list = BlockList::parse(&bytes)?;
+    let list = BlockList::parse(&whole.bytes)?;
+    drop(whole);
     let mut new = New::of_request(call, BlobKind::Block)?;
     // The plain headers are about the list.
     new.content = super::about::ContentHeaders::of_request(&call.parts.headers, false)?;
@@ -220,7 +221,7 @@ pub(super) async fn list(call: &Call) -> Result<Response, BlobError> {
 }
 
 /// Append Block.
-pub(super) async fn append(call: &Call, body: Body) -> Result<Response, BlobError> {
+pub(super) async fn append(call: &Call, unread: &mut Unread) -> Result<Response, BlobError> {
     if blobs::read(call).await?.data.kind != BlobKind::Append {
         return Err(BlobError::blob_type());
     }
@@ -231,7 +232,8 @@ pub(super) async fn append(call: &Call, body: Body) -> Result<Response, BlobErro
         Ok(Some(number.ok_or_else(|| BlobError::header(name, "is no number"))?))
     };
     let (position, most) = (number("x-ms-blob-condition-appendpos")?, number("x-ms-blob-condition-maxsize")?);
-    let received = objects::receive(&call.state, &call.region, headers, body, MAX_APPEND_BYTES).await?;
+    let received =
+        objects::receive(&call.state, &call.region, headers, body::take(unread), MAX_APPEND_BYTES).await?;
     let (key, now) = (call.key()?, call.state.now());
     let part = BlobPart { id: String::new(), object: received.object.id.clone(), bytes: received.bytes };
     let (row, offset) = call

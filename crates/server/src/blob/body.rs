@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use md5::{Digest, Md5};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::about::{About, set};
 use super::conditions::{self, For};
@@ -26,6 +27,44 @@ const MAX_RANGE_MD5_BYTES: u64 = 4 << 20;
 
 /// Bytes on their way to a client.
 pub(super) type Bytestream = BoxStream<'static, io::Result<Bytes>>;
+
+/// Most bodies that are held whole in memory at a time: with the largest, 8 MiB each, a quarter of a gigabyte.
+const WHOLE_BODIES_MAX: usize = 32;
+/// Places for bodies that are held whole.
+static WHOLE_BODIES: Semaphore = Semaphore::const_new(WHOLE_BODIES_MAX);
+/// Most of a refused body that is read and thrown away: what clients put at once.
+const DRAIN_BYTES_MAX: u64 = 64 << 20;
+/// Longest time for that.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Longest silence in that.
+const DRAIN_SILENCE_MAX: Duration = Duration::from_millis(500);
+
+/// A request's body until somebody reads it.
+pub(super) type Unread = Option<Body>;
+
+/// Reads a body that nobody read and throws it away, within bounds. Clients that send all before they listen would
+/// otherwise find the connection closed instead of the refusal.
+pub(super) async fn drain(unread: Unread) {
+    let Some(body) = unread else { return };
+    let mut stream = body.into_data_stream();
+    let reading = async {
+        let mut bytes = 0;
+        // A client that sends nothing waits for the answer already.
+        while bytes < DRAIN_BYTES_MAX
+            && let Ok(Some(Ok(piece))) = tokio::time::timeout(DRAIN_SILENCE_MAX, stream.next()).await
+        {
+            bytes += piece.len() as u64;
+        }
+    };
+    // Whether it came to its end or to a bound, the answer is the same.
+    let _ended: Result<(), tokio::time::error::Elapsed> = tokio::time::timeout(DRAIN_TIME_MAX, reading).await;
+}
+
+/// Takes the body to read it.
+pub(super) fn take(unread: &mut Unread) -> Body {
+    unread.take().unwrap_or_default()
+}
 
 /// The next piece of a request's body; `None` at its end.
 ///
@@ -46,11 +85,20 @@ pub(super) async fn next(body: &mut axum::body::BodyDataStream) -> Result<Option
     }
 }
 
-/// A whole body of at most `max` bytes.
+/// A body in memory, and its place among those that may be.
+#[derive(Debug)]
+pub(super) struct Whole {
+    /// The bytes.
+    pub(super) bytes: Bytes,
+    _place: SemaphorePermit<'static>,
+}
+
+/// A whole body of at most `max` bytes. Waits for a place.
 ///
 /// # Errors
 /// 413, and those of [`next`].
-pub(super) async fn read(body: Body, max: u64) -> Result<Bytes, BlobError> {
+pub(super) async fn read(body: Body, max: u64) -> Result<Whole, BlobError> {
+    let place = WHOLE_BODIES.acquire().await.map_err(BlobError::internal)?;
     let mut stream = body.into_data_stream();
     let mut whole = BytesMut::new();
     while let Some(piece) = next(&mut stream).await? {
@@ -59,7 +107,7 @@ pub(super) async fn read(body: Body, max: u64) -> Result<Bytes, BlobError> {
         }
         whole.extend_from_slice(&piece);
     }
-    Ok(whole.freeze())
+    Ok(Whole { bytes: whole.freeze(), _place: place })
 }
 
 /// `Content-Length`, which every request with a body for a blob has.

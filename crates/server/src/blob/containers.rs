@@ -1,12 +1,11 @@
 //! Containers: create, delete, properties, metadata, stored access policies; and what an account says of itself.
 
-use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use roxmltree::{Document, Node};
 
 use super::about::{etag, http_date, metadata, set};
-use super::body;
+use super::body::{self, Unread};
 use super::conditions::{self, For};
 use super::error::BlobError;
 use super::objects;
@@ -157,10 +156,10 @@ pub(super) async fn policies(call: &Call) -> Result<Response, BlobError> {
 }
 
 /// Set Container ACL.
-pub(super) async fn set_policies(call: &Call, body: Body) -> Result<Response, BlobError> {
+pub(super) async fn set_policies(call: &Call, unread: &mut Unread) -> Result<Response, BlobError> {
     refuse_public(&call.parts.headers)?;
-    let bytes = body::read(body, MAX_POLICIES_BYTES).await?;
-    let policies = parse_policies(&bytes)?;
+    let whole = body::read(body::take(unread), MAX_POLICIES_BYTES).await?;
+    let policies = parse_policies(&whole.bytes)?;
     let data = change(call, |data| data.policies = policies.clone()).await?;
     Ok(done(StatusCode::OK, &data))
 }

@@ -49,7 +49,7 @@ pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
     let owner = made.remove(0);
     let about = match row.data.kept {
         Kept::Whole => {
-            link(&files, &[owner.path.clone()]).await?;
+            link(&files, std::slice::from_ref(&owner.path)).await?;
             new.commit(call, owner, Parts::None).await?
         }
         Kept::Parts { .. } | Kept::Pages => {

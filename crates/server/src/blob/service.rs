@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::about::set;
 use super::auth::{self, Action, Asked, Grant};
+use super::body::{self, Unread};
 use super::error::BlobError;
 use super::query::BlobQuery;
 use super::route::{self, Place};
@@ -63,7 +64,9 @@ pub(crate) async fn serve(state: AppState, request: Request) -> Response {
     // The path alone: a query may hold a signature.
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let is_head = method == Method::HEAD;
-    let answered = AssertUnwindSafe(answer(state, parts, body)).catch_unwind().await;
+    let mut unread = Some(body);
+    let answered = AssertUnwindSafe(answer(state, parts, &mut unread)).catch_unwind().await;
+    body::drain(unread).await;
     let mut response = match answered {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => error.into_response(),
@@ -83,7 +86,7 @@ pub(crate) async fn serve(state: AppState, request: Request) -> Response {
     response
 }
 
-async fn answer(state: AppState, parts: Parts, body: Body) -> Result<Response, BlobError> {
+async fn answer(state: AppState, parts: Parts, unread: &mut Unread) -> Result<Response, BlobError> {
     let place = Place::parse(parts.uri.path())?;
     let query = route::query(&parts)?;
     let account = storage_accounts::account(&state, &place.account).await?.ok_or_else(|| {
@@ -107,7 +110,7 @@ async fn answer(state: AppState, parts: Parts, body: Body) -> Result<Response, B
     };
     let region = account.data.spec.location.clone();
     let call = Call { state, account, region, place, query, parts, grant };
-    operation(call, body).await
+    operation(call, unread).await
 }
 
 /// A refusal that says where tokens come from.
@@ -131,7 +134,7 @@ fn not_supported() -> BlobError {
 }
 
 /// What a request means: method, `restype` and `comp` say it.
-async fn operation(call: Call, body: Body) -> Result<Response, BlobError> {
+async fn operation(call: Call, unread: &mut Unread) -> Result<Response, BlobError> {
     let comp = call.query.get("comp").unwrap_or_default().to_ascii_lowercase();
     for (name, what) in [("snapshot", "snapshots of blobs"), ("versionid", "versions of blobs")] {
         if call.query.get(name).is_some() {
@@ -145,8 +148,8 @@ async fn operation(call: Call, body: Body) -> Result<Response, BlobError> {
     }
     let method = call.parts.method.clone();
     match (call.place.container.is_some(), call.place.blob.is_some()) {
-        (_, true) => blob_operation(&call, &method, &comp, body).await,
-        (true, false) => container_operation(&call, &method, &comp, body).await,
+        (_, true) => blob_operation(&call, &method, &comp, unread).await,
+        (true, false) => container_operation(&call, &method, &comp, unread).await,
         (false, false) => service_operation(&call, &method, &comp).await,
     }
 }
@@ -175,7 +178,7 @@ async fn container_operation(
     call: &Call,
     method: &Method,
     comp: &str,
-    body: Body,
+    unread: &mut Unread,
 ) -> Result<Response, BlobError> {
     let allow = |action| call.grant.check(action);
     if comp == "list" && method == Method::GET {
@@ -213,13 +216,18 @@ async fn container_operation(
         }
         ("PUT", "acl") => {
             allow(Action::Policies)?;
-            containers::set_policies(call, body).await
+            containers::set_policies(call, unread).await
         }
         _ => Err(BlobError::unsupported(&format!("the operation '{comp}' on containers"))),
     }
 }
 
-async fn blob_operation(call: &Call, method: &Method, comp: &str, body: Body) -> Result<Response, BlobError> {
+async fn blob_operation(
+    call: &Call,
+    method: &Method,
+    comp: &str,
+    unread: &mut Unread,
+) -> Result<Response, BlobError> {
     let allow = |action| call.grant.check(action);
     match (method.as_str(), comp) {
         ("GET", "") => {
@@ -252,7 +260,7 @@ async fn blob_operation(call: &Call, method: &Method, comp: &str, body: Body) ->
         }
         ("PUT", "") => {
             allow(Action::Create)?;
-            blobs::put(call, body).await
+            blobs::put(call, unread).await
         }
         ("PUT", "block" | "page" | "appendblock") if call.parts.headers.contains_key("x-ms-copy-source") => {
             Err(BlobError::unsupported("blocks and pages from a URL"))
@@ -260,19 +268,19 @@ async fn blob_operation(call: &Call, method: &Method, comp: &str, body: Body) ->
         ("PUT", "block") => {
             // Azure lets whoever may make the blob put its blocks.
             allow(Action::Create)?;
-            blocks::put(call, body).await
+            blocks::put(call, unread).await
         }
         ("PUT", "blocklist") => {
             allow(Action::Create)?;
-            blocks::commit(call, body).await
+            blocks::commit(call, unread).await
         }
         ("PUT", "page") => {
             allow(Action::Write)?;
-            blobs::put_page(call, body).await
+            blobs::put_page(call, unread).await
         }
         ("PUT", "appendblock") => {
             allow(Action::Append)?;
-            blocks::append(call, body).await
+            blocks::append(call, unread).await
         }
         ("PUT", "metadata") => {
             allow(Action::Write)?;

@@ -121,9 +121,11 @@ async fn a_group_that_others_need_stays() {
     assert_eq!(group["properties"]["provisioningState"], "Succeeded", "it can be used again");
 
     let accepted = bed.call("DELETE", &format!("{SUBSCRIPTION}/resourceGroups/two?{VERSION}"), None).await;
-    assert_eq!(until_done(&bed, &header(&accepted, "location")).await.0, 200);
+    let (status, body) = until_done(&bed, &header(&accepted, "location")).await;
+    assert_eq!(status, 200, "{body}");
     let accepted = bed.call("DELETE", &format!("{SUBSCRIPTION}/resourceGroups/one?{VERSION}"), None).await;
-    assert_eq!(until_done(&bed, &header(&accepted, "location")).await.0, 200);
+    let (status, body) = until_done(&bed, &header(&accepted, "location")).await;
+    assert_eq!(status, 200, "{body}");
     bed.stop().await;
 }
 

@@ -19,7 +19,7 @@ use super::super::range::PAGE_BYTES;
 use super::add;
 
 /// Zeros are written in pieces of this size where the file system cannot punch holes.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A sparse file of whole pages. Clones are the same file.
 #[derive(Debug, Clone)]

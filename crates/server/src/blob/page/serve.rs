@@ -44,6 +44,20 @@ pub async fn put_page(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, BlobError> {
+    let mut unread = Some(body);
+    let put = put_unread(blob, about, headers, &mut unread).await;
+    if put.is_err() {
+        body::drain(unread).await;
+    }
+    put
+}
+
+async fn put_unread(
+    blob: &PageBlob,
+    about: &About,
+    headers: &HeaderMap,
+    unread: &mut body::Unread,
+) -> Result<Response, BlobError> {
     conditions::check(headers, For::Writing, Some(about.modified))?;
     check_sequence_number(headers, about.sequence_number)?;
     let range = range::pages(headers, blob.size())?;
@@ -60,11 +74,11 @@ pub async fn put_page(
                 return Err(BlobError::header("Content-Length", "is not the length of the range"));
             }
             // Whole before it is written, so that a client that goes away leaves no torn pages.
-            let bytes = body::read(body, MAX_PUT_PAGE_BYTES).await?;
-            let found = md5(&bytes);
+            let whole = body::read(body::take(unread), MAX_PUT_PAGE_BYTES).await?;
+            let found = md5(&whole.bytes);
             check_md5(headers, &found)?;
             digest = Some(found);
-            blob.write(range.start, bytes).await?;
+            blob.write(range.start, whole.bytes.clone()).await?;
         }
         b"clear" => {
             if length != 0 {
@@ -150,16 +164,17 @@ pub async fn page_ranges(
 
 /// `x-ms-if-sequence-number-{le,lt,eq}`.
 fn check_sequence_number(headers: &HeaderMap, current: u64) -> Result<(), BlobError> {
-    let conditions: [(&str, fn(u64, u64) -> bool); 3] = [
-        ("x-ms-if-sequence-number-le", |current, limit| current <= limit),
-        ("x-ms-if-sequence-number-lt", |current, limit| current < limit),
-        ("x-ms-if-sequence-number-eq", |current, limit| current == limit),
+    use std::cmp::Ordering::{Equal, Less};
+    let conditions = [
+        ("x-ms-if-sequence-number-le", [Less, Equal].as_slice()),
+        ("x-ms-if-sequence-number-lt", &[Less]),
+        ("x-ms-if-sequence-number-eq", &[Equal]),
     ];
-    for (name, holds) in conditions {
+    for (name, holding) in conditions {
         let Some(value) = headers.get(name) else { continue };
         let limit = value.to_str().ok().and_then(|text| text.parse().ok());
-        let limit = limit.ok_or_else(|| BlobError::header(name, "is no number"))?;
-        if !holds(current, limit) {
+        let limit: u64 = limit.ok_or_else(|| BlobError::header(name, "is no number"))?;
+        if !holding.contains(&current.cmp(&limit)) {
             let message = "The sequence number condition specified was not met.";
             let status = StatusCode::PRECONDITION_FAILED;
             return Err(BlobError::new(status, "SequenceNumberConditionNotMet", message));

@@ -107,6 +107,8 @@ def small_block_blobs():
         raise AssertionError("overwritten")
     except ResourceExistsError as error:
         assert error.error_code == "BlobAlreadyExists"
+    # The client sends all of it before it listens: the refusal must still arrive.
+    refused(lambda: blob.upload_blob(bytes(30 * MIB)), "BlobAlreadyExists", 409)
     blob.upload_blob(b"", overwrite=True, validate_content=True)
     assert blob.download_blob().readall() == b""
     blob.set_blob_metadata({"three": "3"})
