@@ -65,7 +65,8 @@ impl Store {
         self.commit_source(base, open_chain(layers).await?, owner_ref, progress).await
     }
 
-    /// As [`Self::commit_overlay`], for changes that are held in any other way.
+    /// As [`Self::commit_overlay`], for changes that are held in any other way. With changes that hold nothing on a larger
+    /// disk, the disk has grown, and no data was read.
     pub async fn commit_source(
         &self,
         base: &ManifestId,
@@ -84,18 +85,6 @@ impl Store {
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<PutReport> {
         self.put(source, None, owner_ref, &progress).await
-    }
-
-    /// Puts what `source` holds on top of an image of this store: [`Store::commit_overlay`] for any source. With a source
-    /// that holds nothing and is larger, the disk has grown, and no data was read.
-    pub async fn put_over(
-        &self,
-        base: &ManifestId,
-        source: Arc<dyn BlockSource>,
-        owner_ref: &str,
-        progress: impl Fn(Progress) + Send + Sync,
-    ) -> Result<PutReport> {
-        self.put(source, Some(base), owner_ref, &progress).await
     }
 
     async fn put(

@@ -126,7 +126,7 @@ async fn grow(context: &JobContext, disk: &ManagedDisk, bytes: u64) -> Result<Ma
     let store = store.map_err(|error| internal("open the store", &error))?;
     let base = manifest_id(&content.manifest)?;
     let owner = disk_reference(disk.unique_id);
-    let report = store.put_over(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
+    let report = store.commit_source(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
     let report = report.map_err(|error| internal("let the disk grow", &error))?;
     let content = disk_content(&report.manifest, report.logical_bytes)?;
     Ok(Made { bytes: DiskBytes::Stored(content), facts: disk.facts.clone() })
