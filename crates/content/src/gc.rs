@@ -14,6 +14,7 @@
 //! several at once only do work twice. `docs/format.md` (Garbage collection) has the argument.
 
 pub(crate) mod mark;
+mod reserve;
 mod sweep;
 pub(crate) mod tally;
 mod writers;
@@ -82,6 +83,14 @@ pub struct GcReport {
     pub seconds: f64,
 }
 
+/// Whether there is room for what lives in packs that should go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    Enough,
+    /// Only packs in which nothing lives are freed.
+    None,
+}
+
 /// What a collection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GcStage {
@@ -100,14 +109,31 @@ impl Store {
         options: &GcOptions,
         progress: impl Fn(GcStage, u64, u64) + Send + Sync,
     ) -> Result<GcReport> {
-        let started = Instant::now();
         self.check_writable()?;
+        let done = match self.collect(options, Room::Enough, &progress).await {
+            Err(error) if error.is_no_space() && self.spend_reserve() => {
+                tracing::warn!(%error, "the disk is full: freeing only what needs no room");
+                self.collect(options, Room::None, &progress).await
+            }
+            done => done,
+        };
+        self.keep_reserve();
+        done
+    }
+
+    async fn collect(
+        &self,
+        options: &GcOptions,
+        room: Room,
+        progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
+    ) -> Result<GcReport> {
+        let started = Instant::now();
         let mut report = GcReport { dry_run: options.dry_run, ..GcReport::default() };
         if !options.dry_run {
             report.writers_given_up = self.give_up_writers(options.writer_timeout).await?;
         }
         let mut marked = Marked::default();
-        let (packs, tally, victims, adopted) = self.survey(&mut marked, &mut report, &progress).await?;
+        let (packs, tally, victims, adopted) = self.survey(room, &mut marked, &mut report, progress).await?;
         if options.dry_run {
             let gone: HashSet<_> = victims.union(&adopted).copied().collect();
             (report.packs_removed, report.bytes_removed) = sizes(&packs, &gone);
@@ -115,7 +141,7 @@ impl Store {
             report.seconds = started.elapsed().as_secs_f64();
             return Ok(report);
         }
-        self.replace(&victims, &[], &mut marked, &mut report, &progress).await?;
+        self.replace(&victims, &[], room, &mut marked, &mut report, progress).await?;
         report.uploads_removed = self.remove_dead_uploads(options.writer_timeout).await?;
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
@@ -127,6 +153,7 @@ impl Store {
         &self,
         victims: &HashSet<PackId>,
         replicas: &[Store],
+        room: Room,
         marked: &mut Marked,
         report: &mut GcReport,
         progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
@@ -136,7 +163,7 @@ impl Store {
         }
         // Our record comes before we look who needs what, as any writer's does: other collections leave our packs alone.
         let attempt = Attempt::begin(self, None).await?;
-        let done = self.replace_as(&attempt, replicas, marked, report, progress).await;
+        let done = self.replace_as(&attempt, replicas, room, marked, report, progress).await;
         attempt.end().await?;
         done
     }
@@ -144,6 +171,7 @@ impl Store {
     /// What is needed, what is there, and what should go.
     async fn survey(
         &self,
+        room: Room,
         marked: &mut Marked,
         report: &mut GcReport,
         progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
@@ -167,7 +195,7 @@ impl Store {
             report.packs = packs.len() as u64;
             report.images = roots.visible.len() as u64;
             report.live = marked.len() as u64;
-            let victims = tally.choose(&packs, &roots.writers, &adopted);
+            let victims = tally.choose(&packs, &roots.writers, &adopted, room);
             return Ok((packs, tally, victims, adopted));
         }
     }
@@ -176,6 +204,7 @@ impl Store {
         &self,
         attempt: &Attempt,
         replicas: &[Store],
+        room: Room,
         marked: &mut Marked,
         report: &mut GcReport,
         progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
@@ -222,13 +251,19 @@ impl Store {
         };
 
         let gone: HashSet<PackId> = condemned.union(&dead).copied().collect();
-        self.rewrite_segments(&gone).await?;
+        if room == Room::Enough {
+            self.rewrite_segments(&gone).await?;
+        }
         let removable: HashSet<PackId> =
             condemned.iter().filter(|pack| packs.contains_key(*pack)).copied().collect();
         self.remove_packs(&removable, progress).await?;
         let (count, bytes) = sizes(&packs, &removable);
         report.packs_removed += count;
         report.bytes_removed += bytes;
+        if room == Room::None {
+            // Now there is some; until here, entries of packs that are gone do no harm.
+            self.rewrite_segments(&gone).await?;
+        }
         for (path, _) in lists {
             self.remove_object(&path).await?;
         }

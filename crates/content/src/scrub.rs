@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::format::{BLOCKS_PER_PAGE, Location};
 use crate::gc::mark::{Marked, half, load_page, load_root, mark};
-use crate::gc::{GcReport, tally};
+use crate::gc::{GcReport, Room, tally};
 use crate::id::{ManifestId, PackId};
 use crate::store::{Store, block_bytes};
 use crate::write::{Attempt, BlockWriter, copy};
@@ -276,7 +276,15 @@ impl Store {
                 victims.remove(&location.pack);
             }
         })?;
-        self.replace(&victims, &options.replicas, marked, &mut GcReport::default(), &|_, _, _| {}).await?;
+        self.replace(
+            &victims,
+            &options.replicas,
+            Room::Enough,
+            marked,
+            &mut GcReport::default(),
+            &|_, _, _| {},
+        )
+        .await?;
         Ok(repaired)
     }
 }

@@ -169,7 +169,11 @@ impl Store {
         index.refresh().await?;
         let writable = owner.is_some();
         let inner = Inner { objects, location: location.clone(), description, index, keys, writable };
-        Ok(Self { inner: Arc::new(inner) })
+        let store = Self { inner: Arc::new(inner) };
+        if writable {
+            store.keep_reserve();
+        }
+        Ok(store)
     }
 
     /// The store's own id, made when it was created.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::Room;
 use super::mark::{Mark, Marked, half};
 use crate::format::{Entry, Location};
 use crate::id::{BlockHash, PackId, WriterId};
@@ -38,6 +39,7 @@ impl Tally {
         packs: &BTreeMap<PackId, u64>,
         writers: &HashSet<WriterId>,
         condemned: &HashSet<PackId>,
+        room: Room,
     ) -> HashSet<PackId> {
         let candidates = packs.iter().filter(|(pack, _)| {
             !condemned.contains(*pack) && !writers.iter().any(|writer| pack.is_of(writer))
@@ -46,7 +48,11 @@ impl Tally {
         let mut small = Vec::new();
         for (pack, size) in candidates {
             let Share { live, dead } = self.packs.get(pack).copied().unwrap_or_default();
-            if live == 0 || dead * 100 > (live + dead) * MAX_DEAD_PERCENT {
+            if live == 0 {
+                chosen.insert(*pack);
+            } else if room == Room::None {
+                continue;
+            } else if dead * 100 > (live + dead) * MAX_DEAD_PERCENT {
                 chosen.insert(*pack);
             } else if *size < SMALL_PACK_BYTES {
                 small.push(*pack);

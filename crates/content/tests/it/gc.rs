@@ -51,7 +51,8 @@ async fn what_nothing_needs_is_freed() {
     gc(&store).await;
     let empty = store.stats().await.expect("stats");
     assert_eq!((empty.manifests, empty.packs, empty.segments, empty.indexed), (0, 0, 0, 0));
-    assert_eq!(place.objects("store").len(), 1, "{:?}", place.objects("store"));
+    let left = place.objects("store");
+    assert!(left.iter().all(|path| path.ends_with("store.json") || path.ends_with("reserve")), "{left:?}");
 
     // And the store is as good as new.
     let again = put(&store, &place.raw("first.raw", &with(2))).await;

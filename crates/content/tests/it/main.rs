@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod faulty;
+mod full;
 mod gc;
 mod kill;
 mod nbd;
