@@ -25,7 +25,7 @@ const MAX_PREFIX_BYTES: usize = 512;
 /// - `gs://bucket/prefix?endpoint=http://127.0.0.1:4443`
 ///
 /// The prefix and everything after `?` are optional. Plain HTTP is spoken only to an endpoint that says so.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum StoreLocation {
     /// A folder of this host, absolute.

@@ -36,6 +36,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_RETRIES: usize = 6;
 /// Time in which it is tried again.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(180);
+/// Times that a frame is read from a remote store before it is taken for damaged or out of reach.
+pub(crate) const READ_ATTEMPTS: u32 = 3;
 /// Waits between the attempts, doubled each time.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -274,6 +276,19 @@ fn retry_config() -> RetryConfig {
         backoff: BackoffConfig { init_backoff: MIN_BACKOFF, max_backoff: MAX_BACKOFF, base: 2.0 },
         max_retries: MAX_RETRIES,
         retry_timeout: RETRY_TIMEOUT,
+    }
+}
+
+/// Whether reading again may help: not when the object is gone, or we may not read it.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    use object_store::Error as Cause;
+    match error {
+        Error::DamagedFrame { .. } => true,
+        Error::Objects { source, .. } => !matches!(
+            source,
+            Cause::NotFound { .. } | Cause::PermissionDenied { .. } | Cause::Unauthenticated { .. }
+        ),
+        _ => false,
     }
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::format::{BLOCK_BYTES, Frame, Location, Manifest, Page};
 use crate::id::{BlockHash, ManifestId, PackId, PageId};
 use crate::index::{Index, Mirror};
-use crate::objects::{check_create_if_absent, connect, create};
+use crate::objects::{READ_ATTEMPTS, check_create_if_absent, connect, create, may_pass};
 use crate::{Error, Result, StoreLocation, StoreOptions};
 
 const FORMAT: &str = "tintype-store";
@@ -302,8 +302,23 @@ impl Store {
         Ok(self.load_frame_bytes(location).await?.0)
     }
 
-    /// As [`Self::load_frame`], with the bytes that it was decoded from.
+    /// As [`Self::load_frame`], with the bytes that it was decoded from. What came over a network is asked for again when it
+    /// is not what it should be, since it may have been damaged on its way.
     pub(crate) async fn load_frame_bytes(&self, location: &Location) -> Result<(Frame, Bytes)> {
+        let remote = self.inner.location.as_folder().is_none();
+        let mut attempts = if remote { READ_ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
+            match self.load_frame_once(location).await {
+                Err(error) if attempts > 0 && may_pass(&error) => {
+                    tracing::warn!(%error, store = %self.inner.location, "a frame is read again");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn load_frame_once(&self, location: &Location) -> Result<(Frame, Bytes)> {
         let Location { pack, offset, len, .. } = *location;
         let path = pack_path(&pack);
         let range = u64::from(offset)..u64::from(offset) + u64::from(len);

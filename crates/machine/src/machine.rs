@@ -20,6 +20,8 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
 /// The stream goes through a pipe to a local file: QEMU's default limit would only slow it down.
 const MIGRATION_BANDWIDTH_BYTES_S: u64 = 10 << 30;
+/// What QEMU gets of our environment.
+const PASSED_ON: [&str; 6] = ["PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "XDG_RUNTIME_DIR"];
 const EVENTS_MAX: usize = 64;
 /// How much of QEMU's standard error is kept for messages.
 const STDERR_BYTES_MAX: usize = 4096;
@@ -270,6 +272,10 @@ fn spawn_bound_to_this_thread(arguments: Vec<String>, stderr: File) -> Result<Ch
     let parent = rustix::process::getpid();
     let mut command = Command::new(QEMU_SYSTEM);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).kill_on_drop(true);
+    // What serves the guest's disk may have credentials in its environment; what runs the guest has no business with them.
+    command
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| PASSED_ON.iter().any(|known| name == known)));
     // SAFETY: the closure makes two system calls and allocates nothing, so it is safe after fork.
     unsafe {
         command.pre_exec(move || {

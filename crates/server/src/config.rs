@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use content::StoreLocation;
 use model::{Region, SubscriptionId};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -50,8 +51,8 @@ pub struct Config {
 pub struct RegionConfig {
     /// Name, such as "eastus".
     pub name: Region,
-    /// Folder of its store.
-    pub store: PathBuf,
+    /// Where its store is.
+    pub store: StoreLocation,
 }
 
 /// Exceptions from the network policy.
@@ -180,7 +181,7 @@ impl Config {
     pub fn new(data_dir: &Path) -> Config {
         let region = |name: &str| RegionConfig {
             name: Region::parse(name).expect("a constant"),
-            store: data_dir.join("regions").join(name),
+            store: StoreLocation::Folder(data_dir.join("regions").join(name)),
         };
         Config {
             data_dir: data_dir.to_owned(),
@@ -236,8 +237,7 @@ impl Config {
                 return Err(value("region.name", format!("'{}' occurs twice", region.name)));
             }
             if !stores.insert(&region.store) {
-                let reason =
-                    format!("'{}' is the store of two regions; each needs its own", region.store.display());
+                let reason = format!("'{}' is the store of two regions; each needs its own", region.store);
                 return Err(value("region.store", reason));
             }
         }
@@ -310,19 +310,14 @@ impl File {
 impl FileRegion {
     fn into_config(self, folder: &Path) -> Result<RegionConfig, ConfigError> {
         let name = Region::parse(&self.name).map_err(|e| value("region.name", e.message.to_string()))?;
-        let path = match self.store.split_once("://") {
-            None => self.store.as_str(),
-            Some(("file", path)) => path,
-            Some((scheme, _)) => {
-                let reason =
-                    format!("'{scheme}://' is not supported; use a folder, such as \"/srv/tintype/{name}\"");
-                return Err(value("region.store", reason));
-            }
+        // A path is relative to the configuration's folder.
+        let store = match self.store.as_str() {
+            url if url.contains("://") => url.parse(),
+            "" => return Err(value("region.store", format!("region '{name}' has an empty path"))),
+            path => StoreLocation::folder(&folder.join(path)),
         };
-        if path.is_empty() {
-            return Err(value("region.store", format!("region '{name}' has an empty path")));
-        }
-        Ok(RegionConfig { name, store: folder.join(path) })
+        let store = store.map_err(|error| value("region.store", error.to_string()))?;
+        Ok(RegionConfig { name, store })
     }
 }
 
@@ -374,6 +369,9 @@ mod tests {
             [[region]]
             name = "westus"
             store = "b"
+            [[region]]
+            name = "northeurope"
+            store = "s3://images/north"
             [network]
             allow = ["127.0.0.1:8000"]
             [limits]
@@ -383,8 +381,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.regions[0].name.as_str(), "eastus2");
-        assert_eq!(config.regions[0].store, Path::new("/srv/a"));
-        assert!(config.regions[1].store.is_absolute());
+        assert_eq!(config.regions[0].store.as_folder(), Some(Path::new("/srv/a")));
+        assert!(config.regions[1].store.as_folder().unwrap().ends_with("b"));
+        assert_eq!(config.regions[2].store.to_string(), "s3://images/north");
         assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
         assert_eq!(config.limits.jobs, 2);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(5));
@@ -399,7 +398,8 @@ mod tests {
             ("[limits]\nbody_byte = 1", "unknown field `body_byte`"),
             ("[limits]\njobs = 0", "'limits.jobs': 0 is not between 1 and 1024"),
             ("[[region]]\nname = \"a/b\"\nstore = \"x\"", "'region.name'"),
-            ("[[region]]\nname = \"a\"\nstore = \"s3://x\"", "'s3://' is not supported"),
+            ("[[region]]\nname = \"a\"\nstore = \"ftp://x\"", "`ftp` is not known"),
+            ("[[region]]\nname = \"a\"\nstore = \"s3://k:secret@bucket\"", "AWS_ACCESS_KEY_ID"),
             (
                 "[[region]]\nname = \"a\"\nstore = \"x\"\n[[region]]\nname = \"A\"\nstore = \"y\"",
                 "occurs twice",

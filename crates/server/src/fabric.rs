@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use build::platform::{Catalog, CatalogError};
 use build::{CacheLimits, StepCache};
+use content::{StoreLocation, StoreOptions};
 use model::Region;
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
@@ -64,7 +65,7 @@ pub struct Fabric {
 }
 
 struct RegionStore {
-    location: PathBuf,
+    location: StoreLocation,
     open: Mutex<Option<content::Store>>,
 }
 
@@ -129,8 +130,9 @@ impl Fabric {
             return Ok(store.clone());
         }
         let fail = |source| FabricError::Store { region: region.clone(), source: Box::new(source) };
-        let location = known.location.to_string_lossy().parse().map_err(fail)?;
-        let store = content::Store::open_or_create(&location, "tintype").await.map_err(fail)?;
+        let options = StoreOptions { index_dir: Some(self.index_dir()), ..StoreOptions::default() };
+        let store = content::Store::open_or_create_with(&known.location, "tintype", &options);
+        let store = store.await.map_err(fail)?;
         *open = Some(store.clone());
         Ok(store)
     }
@@ -140,7 +142,7 @@ impl Fabric {
     /// # Errors
     /// When the region is not configured.
     pub fn store_location(&self, region: &Region) -> Result<String, FabricError> {
-        Ok(self.region(region)?.location.to_string_lossy().into_owned())
+        Ok(self.region(region)?.location.to_string())
     }
 
     fn region(&self, region: &Region) -> Result<&RegionStore, FabricError> {
@@ -183,6 +185,11 @@ impl Fabric {
     /// Block cache that all VMs of this host share.
     pub fn block_cache_dir(&self) -> PathBuf {
         self.data_dir.join("block-cache")
+    }
+
+    /// Copies of remote stores' indexes. Beside the block cache: there the VMs' processes look for it.
+    fn index_dir(&self) -> PathBuf {
+        self.data_dir.join(vmhost::INDEX_DIR)
     }
 
     /// Parent of the builds' directories.

@@ -116,7 +116,10 @@ async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), Stri
     let fail =
         |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {}: {error}", base.manifest);
     let location = base.store.parse().map_err(|error| fail("parse the store location of", &error))?;
-    let store = content::Store::open_read_only(&location)
+    // Credentials for a remote one are in the environment that this process has from the service.
+    let index_dir = base.cache_dir.with_file_name(crate::INDEX_DIR);
+    let options = content::StoreOptions { index_dir: Some(index_dir), ..content::StoreOptions::default() };
+    let store = content::Store::open_read_only_with(&location, &options)
         .await
         .map_err(|error| fail(&format!("open the store {} of image", base.store), &error))?;
     let manifest = base.manifest.parse().map_err(|error| fail("parse the manifest", &error))?;

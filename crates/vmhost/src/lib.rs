@@ -28,3 +28,7 @@ pub use provision::{
     AllowEntry, MacAddress, NetPolicy, VmIdentity, host_addresses, identity, netpolicy, resolve_allowed,
 };
 pub use spec::{BaseDisk, Lifetime, Outbound, ResumeFrom, VmSpec};
+
+/// Name of the folder, beside the block cache, in which a VM's process keeps copies of a remote store's index; the service
+/// on this host uses the same.
+pub const INDEX_DIR: &str = "index";

@@ -1,9 +1,13 @@
 //! The store through its public API, with real files, real object stores and QEMU's own tools (which must be installed).
 
 mod damage;
+mod faults;
+mod faulty;
 mod gc;
 mod nbd;
+mod remote;
 mod repair;
 mod schedules;
+mod servers;
 mod store;
 mod support;

@@ -26,7 +26,7 @@ impl Gallery {
         config.regions = ["eastus", "westus"]
             .map(|name| RegionConfig {
                 name: model::Region::parse(name).expect("a name"),
-                store: folder.path().join("regions").join(name),
+                store: StoreLocation::Folder(folder.path().join("regions").join(name)),
             })
             .into();
         let bed = Bed::start_with(config, folder).await;
