@@ -1,5 +1,6 @@
-//! Development tasks: `cargo xtask ci` is exactly what CI runs.
+//! Development tasks: `cargo xtask ci` is exactly what CI runs; `cargo xtask bench` measures what docs/benchmarks.md says.
 
+mod bench;
 mod ci;
 #[cfg(test)]
 mod tidy;
@@ -20,11 +21,15 @@ struct Cli {
 enum Task {
     /// Formatting, lints, documentation and every test; each stage prints its time.
     Ci,
+    /// Measurements, each beside its goal.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Ci => ci::run(),
+        Task::Bench(bench) => bench::run(bench),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use vmhost::{Accelerator, MachineError, Outbound};
 
 use crate::Config;
+use crate::store_lock::ServerLock;
 
 /// Bound of the block cache that all VMs of this host share.
 const BLOCK_CACHE_BYTES_MAX: u64 = 8 << 30;
@@ -66,7 +67,13 @@ pub struct Fabric {
 
 struct RegionStore {
     location: StoreLocation,
-    open: Mutex<Option<content::Store>>,
+    open: Mutex<Option<OpenStore>>,
+}
+
+/// An open store, and the mark that keeps the command line from changing it meanwhile (remote stores have none).
+struct OpenStore {
+    store: content::Store,
+    _lock: Option<ServerLock>,
 }
 
 impl Fabric {
@@ -126,14 +133,19 @@ impl Fabric {
     pub async fn store(&self, region: &Region) -> Result<content::Store, FabricError> {
         let known = self.region(region)?;
         let mut open = known.open.lock().await;
-        if let Some(store) = &*open {
-            return Ok(store.clone());
+        if let Some(open) = &*open {
+            return Ok(open.store.clone());
         }
         let fail = |source| FabricError::Store { region: region.clone(), source: Box::new(source) };
         let options = StoreOptions { index_dir: Some(self.index_dir()), ..StoreOptions::default() };
         let store = content::Store::open_or_create_with(&known.location, "tintype", &options);
         let store = store.await.map_err(fail)?;
-        *open = Some(store.clone());
+        let mark = |folder: &std::path::Path| {
+            ServerLock::hold(folder, region)
+                .map_err(|source| FabricError::Folder { path: folder.to_owned(), source })
+        };
+        let lock = known.location.as_folder().map(mark).transpose()?;
+        *open = Some(OpenStore { store: store.clone(), _lock: lock });
         Ok(store)
     }
 
@@ -219,5 +231,24 @@ impl Fabric {
     /// Scratch folder for making platform images.
     pub fn scratch_dir(&self) -> PathBuf {
         self.data_dir.join("scratch")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RegionConfig;
+    use crate::store_lock::holder;
+
+    #[tokio::test]
+    async fn an_open_store_is_marked_as_this_servers() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path());
+        let RegionConfig { name, store } = &config.regions[0];
+        let fabric = Fabric::new(&config).unwrap();
+        fabric.store(name).await.unwrap();
+        assert_eq!(holder(store.as_folder().unwrap()).unwrap().map(|holder| holder.pid), Some(std::process::id()));
+        drop(fabric);
+        assert_eq!(holder(store.as_folder().unwrap()).unwrap(), None);
     }
 }

@@ -18,6 +18,7 @@ pub mod jobs;
 mod reconcile;
 mod secret_file;
 mod state;
+pub mod store_lock;
 mod tls;
 
 use std::io;

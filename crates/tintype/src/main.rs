@@ -1,7 +1,9 @@
 //! Tintype: Azure's VM image pipeline as one program that anyone can run.
 
+mod completions;
 mod demo;
 mod serve;
+mod store;
 mod vmhost;
 
 use std::process::ExitCode;
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     Serve(serve::Arguments),
     Demo(demo::Arguments),
+    Store(store::Arguments),
+    Completions(completions::Arguments),
     #[command(hide = true)]
     Vmhost(vmhost::Arguments),
 }
@@ -32,7 +36,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            EnvFilter::try_from_env("TINTYPE_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn")),
+            EnvFilter::try_from_env("TINTYPE_LOG")
+                .unwrap_or_else(|_| EnvFilter::new(cli.command.log_level())),
         )
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -41,14 +46,38 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => block_on(serve::run(arguments)),
         Command::Vmhost(arguments) => block_on(vmhost::run(arguments)),
         Command::Demo(arguments) => return demo::main(arguments),
+        Command::Store(arguments) => return store::main(arguments),
+        Command::Completions(arguments) => return completions::main::<Cli>(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tintype: {error:#}");
-            ExitCode::FAILURE
+        Err(error) => failed(&error),
+    }
+}
+
+impl Command {
+    /// What is logged unless `TINTYPE_LOG` says otherwise. A command that a person waits for says what went wrong, no more.
+    fn log_level(&self) -> &'static str {
+        match self {
+            Command::Store(_) | Command::Completions(_) => "warn",
+            _ => "info,sqlx=warn",
         }
     }
+}
+
+/// Says why the program failed. A cause that the message above it repeats is left out.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    eprintln!("tintype: {text}");
+    ExitCode::FAILURE
 }
 
 /// The future is polled on the main thread: QEMU dies with the thread that spawned it, so a vmhost must

@@ -1,0 +1,86 @@
+//! `tintype store put`.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use content::{ManifestId, PutReport, StoreLocation};
+use serde_json::json;
+
+use super::format::Format;
+use super::output::{Meter, Output, size};
+use super::place::{self, Change};
+use super::{Ending, format};
+
+/// Puts a disk into a store: only blocks that it lacks are added.
+///
+/// Prints the image's manifest, by which every other command names it. The same disk has the same manifest
+/// in every store. The store is made if there is none.
+///
+/// With --base, FILE is a qcow2 overlay of an image that the store has: only what it changed is read, in
+/// time by what changed. A backing file named inside FILE is ignored.
+///
+/// Examples:
+///   tintype store put disk.raw --region /srv/images
+///   tintype store put disk.qcow2 --format qcow2 --region file:///srv/images
+///   manifest=$(tintype store put disk.raw --region /srv/images --json | jq -r .manifest)
+///   tintype store put changes.qcow2 --format qcow2 --base "$manifest" --region /srv/images
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Arguments {
+    /// The disk; must not change meanwhile.
+    file: PathBuf,
+    /// The store: a folder, or its URL.
+    #[arg(long, value_name = "URL")]
+    region: StoreLocation,
+    /// Format of FILE; raw if it is not said.
+    #[arg(long)]
+    format: Option<Format>,
+    /// The image that FILE, a qcow2 overlay, lies on.
+    #[arg(long, value_name = "MANIFEST")]
+    base: Option<ManifestId>,
+    /// Who refers to the image from now on (and owns the store, if this makes it). `store rm` takes it back.
+    #[arg(long, value_name = "NAME", default_value = place::OWNER)]
+    owner: String,
+}
+
+pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
+    let Arguments { file, region, format, base, owner } = arguments;
+    let meter = Meter::new("put");
+    let report = match base {
+        Some(base) => {
+            ensure!(
+                format == Some(Format::Qcow2),
+                "--base is for an overlay, and only qcow2 files are overlays: say --format qcow2"
+            );
+            let store = place::to_change(&region, Change::Put).await?;
+            store.commit_overlay(&base, &[file], &owner, |progress| meter.show(progress)).await?
+        }
+        None => {
+            // First, so that a file which cannot be read leaves no new store behind.
+            let source = tokio::task::spawn_blocking(move || format::open(&file, format)).await??;
+            let store = place::to_change_or_create(&region, &owner, Change::Put).await?;
+            store.put_source(source, &owner, |progress| meter.show(progress)).await?
+        }
+    };
+    drop(meter);
+    let PutReport { manifest, logical_bytes, data_bytes, new_blocks_bytes, stored_bytes, seconds, .. } =
+        report;
+    let value = json!({
+        "manifest": manifest,
+        "logical_bytes": logical_bytes,
+        "data_bytes": data_bytes,
+        "new_blocks_bytes": new_blocks_bytes,
+        "stored_bytes": stored_bytes,
+        "seconds": seconds,
+    });
+    output.result(&value, || {
+        format!(
+            "{manifest}\n  disk {}, data {}, new {}, stored as {}, in {seconds:.2} s",
+            size(logical_bytes),
+            size(data_bytes),
+            size(new_blocks_bytes),
+            size(stored_bytes),
+        )
+    });
+    Ok(Ending::Done)
+}

@@ -1,0 +1,157 @@
+//! Other tools at the same work. Each keeps both disks as it would; its files are synced inside the measured time.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+
+use super::inputs::Inputs;
+use super::lab::{Lab, bytes_below, run, timed, warm};
+
+/// What a tool needed.
+pub(super) struct Figures {
+    pub(super) first_s: Vec<f64>,
+    pub(super) second_s: Vec<f64>,
+    /// Bytes of all its files, with both disks.
+    pub(super) stored_bytes: u64,
+}
+
+/// A tool that can keep disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    QemuImg,
+    Borg,
+    Restic,
+    Casync,
+    Cp,
+}
+
+pub(super) const PEERS: [Peer; 5] = [Peer::QemuImg, Peer::Borg, Peer::Restic, Peer::Casync, Peer::Cp];
+
+impl Peer {
+    /// As it is shown.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::QemuImg => "qemu-img convert -c, zstd",
+            Self::Borg => "borg create -C zstd,3",
+            Self::Restic => "restic backup",
+            Self::Casync => "casync make",
+            Self::Cp => "cp --sparse=always",
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::QemuImg => "qemu-img",
+            Self::Borg => "borg",
+            Self::Restic => "restic",
+            Self::Casync => "casync",
+            Self::Cp => "cp",
+        }
+    }
+
+    /// The tool at both disks; `None` if it is not installed.
+    pub(super) fn measure(self, lab: &Lab, inputs: &Inputs) -> anyhow::Result<Option<Figures>> {
+        if !installed(self.program()) {
+            return Ok(None);
+        }
+        let mut figures = Figures { first_s: Vec::new(), second_s: Vec::new(), stored_bytes: 0 };
+        for turn in 0..lab.runs() {
+            lab.say(&format!("{}, run {}", self.program(), turn + 1));
+            let folder = lab.fresh("peer")?;
+            self.prepare(&folder)?;
+            for (name, disk, times) in
+                [("v1", &inputs.v1, &mut figures.first_s), ("v2", &inputs.v2, &mut figures.second_s)]
+            {
+                warm(&disk.path)?;
+                let (seconds, ()) = timed(|| {
+                    run(&mut self.keep(&folder, name, &disk.path))?;
+                    sync_below(&folder)
+                })
+                .with_context(|| format!("{} at {name}", self.name()))?;
+                times.push(seconds);
+            }
+            figures.stored_bytes = bytes_below(&folder.join("kept"))?;
+        }
+        lab.fresh("peer")?;
+        Ok(Some(figures))
+    }
+
+    fn prepare(self, folder: &Path) -> anyhow::Result<()> {
+        let kept = folder.join("kept");
+        match self {
+            Self::Borg => run(borg(folder).args(["init", "-e", "none"]).arg(kept)).map(drop),
+            Self::Restic => run(restic(folder).arg("init")).map(drop),
+            Self::QemuImg | Self::Casync | Self::Cp => {
+                std::fs::create_dir(&kept).context("cannot make a folder")
+            }
+        }
+    }
+
+    fn keep(self, folder: &Path, name: &str, disk: &Path) -> Command {
+        let kept = folder.join("kept");
+        match self {
+            Self::QemuImg => {
+                let mut command = Command::new("qemu-img");
+                command.args(["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd"]);
+                command.arg(disk).arg(kept.join(name));
+                command
+            }
+            Self::Borg => {
+                let mut archive = kept.into_os_string();
+                archive.push(format!("::{name}"));
+                let mut command = borg(folder);
+                command.args(["create", "-C", "zstd,3"]).arg(archive).arg(disk);
+                command
+            }
+            Self::Restic => {
+                let mut command = restic(folder);
+                command.arg("backup").arg(disk);
+                command
+            }
+            Self::Casync => {
+                let mut command = Command::new("casync");
+                let mut store = std::ffi::OsString::from("--store=");
+                store.push(kept.join("store.castr"));
+                command.arg("make").arg(store).arg(kept.join(format!("{name}.caibx"))).arg(disk);
+                command
+            }
+            Self::Cp => {
+                let mut command = Command::new("cp");
+                command.arg("--sparse=always").arg(disk).arg(kept.join(name));
+                command
+            }
+        }
+    }
+}
+
+/// Borg with its own folder for everything that it remembers.
+fn borg(folder: &Path) -> Command {
+    let mut command = Command::new("borg");
+    command
+        .env("BORG_BASE_DIR", folder.join("borg"))
+        .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+    command
+}
+
+fn restic(folder: &Path) -> Command {
+    let mut command = Command::new("restic");
+    command
+        .arg("--quiet")
+        .arg("--repo")
+        .arg(folder.join("kept"))
+        .arg("--cache-dir")
+        .arg(folder.join("restic"));
+    command.env("RESTIC_PASSWORD", "bench");
+    command
+}
+
+fn sync_below(folder: &Path) -> anyhow::Result<()> {
+    run(Command::new("find").arg(folder.join("kept")).args(["-type", "f", "-exec", "sync", "{}", "+"]))
+        .map(drop)
+}
+
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(program)).any(|file: PathBuf| file.is_file())
+}
