@@ -119,6 +119,8 @@ pub struct Host {
     pub store: content::Store,
     /// The same store as VM processes open it.
     pub store_location: String,
+    /// File with its keys, if it is encrypted with such.
+    pub store_key_file: Option<PathBuf>,
     /// Block cache shared by the VMs of this host.
     pub block_cache_dir: PathBuf,
     /// Its bound in bytes.

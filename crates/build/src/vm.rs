@@ -74,6 +74,7 @@ impl BuildVm {
             identity: identity.clone(),
             base: BaseDisk {
                 store: host.store_location.clone(),
+                key_file: host.store_key_file.clone(),
                 manifest: manifest.to_string(),
                 cache_dir: host.block_cache_dir.clone(),
                 cache_bytes_max: host.block_cache_bytes_max,

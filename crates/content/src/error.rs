@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::id::{BlockHash, ManifestId, PackId};
+use crate::seal::KeyId;
 
 /// The result of working with a store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -39,6 +40,24 @@ pub enum Error {
         location: String,
         /// Who created it.
         owner: String,
+    },
+    /// A key, or a file of keys, that cannot be used.
+    #[error("the store's key cannot be used: {reason}")]
+    Key {
+        /// What is wrong, and what would do.
+        reason: String,
+    },
+    /// The store is encrypted, and what was created with this key cannot be read without it.
+    #[error(
+        "the store at {location} is encrypted with key {key_id}, which was not given: set TINTYPE_STORE_KEY_FILE to a file \
+         with it (older keys follow the current one), or TINTYPE_STORE_KEY to the key; for a service, `key_file` of its \
+         region"
+    )]
+    KeyNeeded {
+        /// The place.
+        location: String,
+        /// The key.
+        key_id: KeyId,
     },
     /// A change to a store that was opened for reading.
     #[error("the store at {location} was opened read-only")]

@@ -6,7 +6,8 @@ mod page;
 mod segment;
 
 pub(crate) use frame::{
-    EncodedFrame, Frame, FrameKind, MAX_FRAME_BLOCKS, PACK_HEADER_BYTES, compress, pack_header, verify_blocks,
+    EncodedFrame, FRAME_HEADER_BYTES, Frame, FrameKind, MAX_FRAME_BLOCKS, PACK_HEADER_BYTES, compress,
+    pack_header, pack_key, verify_blocks,
 };
 pub(crate) use manifest::{Manifest, PageEntry};
 pub(crate) use page::Page;

@@ -159,7 +159,7 @@ impl Store {
             let tally = match tally::tally(self, marked, &packs).await {
                 Err(Error::NotIndexed { hash }) => {
                     self.look_again(&roots, &mut tried, hash).await?;
-                    *marked = Marked::default();
+                    marked.forget();
                     continue;
                 }
                 tally => tally?,
@@ -183,7 +183,7 @@ impl Store {
         let mut sources = vec![self.clone()];
         sources.extend_from_slice(replicas);
         let mut tried = 0;
-        let (lists, condemned, packs, dead, stranded) = loop {
+        let (lists, condemned, packs, dead) = loop {
             // In this order: what is condemned, what is needed, what is there. Whoever comes later sees what we condemned.
             let lists = self.condemned_lists().await?;
             let condemned: HashSet<PackId> = lists.iter().flat_map(|(_, packs)| packs).copied().collect();
@@ -203,21 +203,23 @@ impl Store {
                 (true, true) => Home::Condemned,
                 (true, false) => Home::Safe,
             };
-            match tally::stranded(self, marked, home).await {
+            let moved = match tally::stranded(self, marked, home).await {
+                Ok(stranded) => self.move_out(attempt, &sources, stranded, progress).await,
+                Err(error) => Err(error),
+            };
+            match moved {
+                Ok(bytes) => {
+                    report.bytes_moved += bytes;
+                    break (lists, condemned, packs, dead);
+                }
+                // Another collection may have freed what was needed when we marked, and no longer is.
                 Err(Error::NotIndexed { hash }) => {
                     self.look_again(&roots, &mut tried, hash).await?;
-                    *marked = Marked::default();
+                    marked.forget();
                 }
-                stranded => break (lists, condemned, packs, dead, stranded?),
+                Err(error) => return Err(error),
             }
         };
-        let total = stranded.len() as u64;
-        progress(GcStage::Moving, 0, total);
-        let mut writer = BlockWriter::new(attempt);
-        let wanted = stranded.into_iter().map(|hash| (hash, ())).collect();
-        copy(&sources, wanted, &mut writer).await.map_err(|failed| *failed.error)?;
-        report.bytes_moved += writer.finish().await?.stored_bytes;
-        progress(GcStage::Moving, total, total);
 
         let gone: HashSet<PackId> = condemned.union(&dead).copied().collect();
         self.rewrite_segments(&gone).await?;
@@ -233,11 +235,29 @@ impl Store {
         Ok(())
     }
 
+    /// Copies what lives in condemned packs alone into new ones, and returns the bytes that this added.
+    async fn move_out(
+        &self,
+        attempt: &Attempt,
+        sources: &[Store],
+        stranded: Vec<[u8; 32]>,
+        progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
+    ) -> Result<u64> {
+        let total = stranded.len() as u64;
+        progress(GcStage::Moving, 0, total);
+        let mut writer = BlockWriter::new(attempt);
+        let wanted = stranded.into_iter().map(|hash| (hash, ())).collect();
+        copy(sources, wanted, &mut writer).await.map_err(|failed| *failed.error)?;
+        let moved = writer.finish().await?.stored_bytes;
+        progress(GcStage::Moving, total, total);
+        Ok(moved)
+    }
+
     /// Decides what it means that something needed is nowhere: an image that went meanwhile, or a loss.
     async fn look_again(&self, roots: &Roots, tried: &mut u32, hash: BlockHash) -> Result<()> {
         *tried += 1;
         let unchanged = roots.visible == self.visible_images().await?;
-        if unchanged && *tried >= 2 || *tried >= MAX_LOOKS {
+        if unchanged && *tried >= mark::MAX_UNCHANGED || *tried >= MAX_LOOKS {
             return Err(Error::NotIndexed { hash });
         }
         Ok(())

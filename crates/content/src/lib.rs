@@ -30,6 +30,7 @@ mod objects;
 mod read;
 mod refs;
 mod scrub;
+mod seal;
 mod store;
 mod write;
 
@@ -42,6 +43,7 @@ pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
 pub use refs::StoredReference;
 pub use scrub::{Damage, Need, StoreVerifyReport, VerifyOptions};
+pub use seal::{Key, KeyId, KeyRing};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Bandwidth, Progress, PutReport, ReplicateReport, replicate, replicate_paced};
 

@@ -313,7 +313,7 @@ mod tests {
     fn what_is_written_is_read_again() {
         for (text, written) in [
             ("/data/west", "/data/west"),
-            ("/data/odd://name", "/data/odd://name"),
+            ("/data/odd:name", "/data/odd:name"),
             ("file:///data/a%20b", "/data/a b"),
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),

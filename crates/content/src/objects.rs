@@ -24,6 +24,7 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, PutMode, PutOption
 use uuid::Uuid;
 
 use self::bounded::Bounded;
+use crate::seal::{KeyId, KeyRing};
 use crate::{Error, Result, StoreLocation};
 
 /// A connection that is not there by then never will be.
@@ -91,11 +92,43 @@ pub struct StoreOptions {
     /// Folder for local copies of index segments, one folder below it for each store. Processes may share it. `None`:
     /// `tintype/index` in `$XDG_CACHE_HOME`, `~/.cache` or `/var/cache`. A plain folder store needs none.
     pub index_dir: Option<PathBuf>,
+    /// Makes a new store encrypted, and is needed to open one that is. A store that is not encrypted is refused with keys.
+    /// `None`: what [`KeyRing::from_env`] finds, for stores that are encrypted or new.
+    pub keys: Option<KeyRing>,
     /// For remote stores; `None`: this process's environment.
     pub credentials: Option<Credentials>,
 }
 
 impl StoreOptions {
+    /// The keys that a store could be made or opened with.
+    pub(crate) fn find_keys(&self) -> Result<Option<Arc<KeyRing>>> {
+        let keys = match &self.keys {
+            Some(keys) => Some(keys.clone()),
+            None => KeyRing::from_env()?,
+        };
+        Ok(keys.map(Arc::new))
+    }
+
+    /// Those of them that a store uses which says that it is encrypted with this key, or that it is not.
+    pub(crate) fn check_keys(
+        &self,
+        location: &StoreLocation,
+        found: Option<Arc<KeyRing>>,
+        used: Option<KeyId>,
+    ) -> Result<Option<Arc<KeyRing>>> {
+        match (used, found) {
+            (None, _) if self.keys.is_some() => Err(Error::Key {
+                reason: format!(
+                    "the store at {location} is not encrypted, and stays so; replicate its images to a new one, or open it \
+                     without a key"
+                ),
+            }),
+            (None, _) => Ok(None),
+            (Some(key_id), Some(keys)) if keys.has(key_id) => Ok(Some(keys)),
+            (Some(key_id), _) => Err(Error::KeyNeeded { location: location.to_string(), key_id }),
+        }
+    }
+
     /// The folder for copies of one store's segments.
     pub(crate) fn index_dir_of(&self, store: Uuid) -> Result<PathBuf> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

@@ -14,6 +14,7 @@ use crate::format::{BLOCK_BYTES, Frame, Location, Manifest, Page};
 use crate::id::{BlockHash, ManifestId, PackId, PageId};
 use crate::index::{Index, Mirror};
 use crate::objects::{READ_ATTEMPTS, check_create_if_absent, connect, create, may_pass};
+use crate::seal::{KeyId, KeyRing, NotOpened, open_frame};
 use crate::{Error, Result, StoreLocation, StoreOptions};
 
 const FORMAT: &str = "tintype-store";
@@ -35,6 +36,8 @@ struct Inner {
     location: StoreLocation,
     description: Description,
     index: Arc<Index>,
+    /// Of an encrypted store.
+    keys: Option<Arc<KeyRing>>,
     writable: bool,
 }
 
@@ -46,6 +49,14 @@ struct Description {
     id: Uuid,
     owner: String,
     created_unix_s: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encryption: Option<Encryption>,
+}
+
+/// What is encrypted with which key is said by each pack and object; this is the key that was current when the store was made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Encryption {
+    key_id: KeyId,
 }
 
 /// What a manifest says about its disk.
@@ -110,6 +121,7 @@ impl Store {
         owner: Option<&str>,
         options: &StoreOptions,
     ) -> Result<Self> {
+        let keys = options.find_keys()?;
         let path = Path::from("store.json");
         let mut bytes = read_object(&*objects, &path, MAX_JSON_BYTES).await?;
         if let (None, Some(owner)) = (&bytes, owner) {
@@ -120,6 +132,7 @@ impl Store {
                 id: Uuid::new_v4(),
                 owner: owner.to_owned(),
                 created_unix_s: unix_seconds(),
+                encryption: keys.as_ref().map(|keys| Encryption { key_id: keys.current().id() }),
             };
             // Two that create at once: one wins, the other opens what is there.
             create(&*objects, &path, to_json(&description).into()).await?;
@@ -144,13 +157,18 @@ impl Store {
                 check_create_if_absent(&*objects, location, &path, bytes).await?;
             }
         }
-        let index = Arc::new(match location.as_folder() {
-            Some(folder) => Index::in_folder(folder.join("index")),
-            None => Index::mirrored(Mirror::open(objects.clone(), options.index_dir_of(description.id)?)?),
+        let used = description.encryption.as_ref().map(|encryption| encryption.key_id);
+        let keys = options.check_keys(location, keys, used)?;
+        let index = Arc::new(match (location.as_folder(), &keys) {
+            (Some(folder), None) => Index::in_folder(folder.join("index")),
+            _ => {
+                let dir = options.index_dir_of(description.id)?;
+                Index::mirrored(Mirror::open(objects.clone(), location, dir, keys.clone())?)
+            }
         });
         index.refresh().await?;
         let writable = owner.is_some();
-        let inner = Inner { objects, location: location.clone(), description, index, writable };
+        let inner = Inner { objects, location: location.clone(), description, index, keys, writable };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -236,6 +254,10 @@ impl Store {
 
     pub(crate) fn index(&self) -> &Arc<Index> {
         &self.inner.index
+    }
+
+    pub(crate) fn keys(&self) -> Option<&Arc<KeyRing>> {
+        self.inner.keys.as_ref()
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {
@@ -358,8 +380,15 @@ impl Store {
         if bytes.len() != len as usize {
             return Err(damaged(format!("the pack ends after {} of its {len} bytes", bytes.len())));
         }
-        let decode = move || Frame::decode(&bytes).map(|frame| (frame, bytes)).map_err(damaged);
-        tokio::task::spawn_blocking(decode).await?
+        let keys = self.inner.keys.clone();
+        let decode = move || {
+            let bytes = open_frame(keys.as_deref(), &pack, bytes)?;
+            Ok::<_, NotOpened>(Frame::decode(&bytes).map(|frame| (frame, bytes)).map_err(damaged))
+        };
+        match tokio::task::spawn_blocking(decode).await? {
+            Ok(result) => result,
+            Err(why) => Err(self.not_opened(why, location).await),
+        }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct RegionConfig {
     pub name: Region,
     /// Where its store is.
     pub store: StoreLocation,
+    /// File with the keys that its store is encrypted with; `None`: those of the environment, if any.
+    pub key_file: Option<PathBuf>,
 }
 
 /// Exceptions from the network policy.
@@ -151,6 +153,7 @@ struct File {
 struct FileRegion {
     name: String,
     store: String,
+    key_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -182,6 +185,7 @@ impl Config {
         let region = |name: &str| RegionConfig {
             name: Region::parse(name).expect("a constant"),
             store: StoreLocation::Folder(data_dir.join("regions").join(name)),
+            key_file: None,
         };
         Config {
             data_dir: data_dir.to_owned(),
@@ -317,7 +321,7 @@ impl FileRegion {
             path => StoreLocation::folder(&folder.join(path)),
         };
         let store = store.map_err(|error| value("region.store", error.to_string()))?;
-        Ok(RegionConfig { name, store })
+        Ok(RegionConfig { name, store, key_file: self.key_file.map(|path| folder.join(path)) })
     }
 }
 
@@ -372,6 +376,7 @@ mod tests {
             [[region]]
             name = "northeurope"
             store = "s3://images/north"
+            key_file = "keys/north"
             [network]
             allow = ["127.0.0.1:8000"]
             [limits]
@@ -384,6 +389,8 @@ mod tests {
         assert_eq!(config.regions[0].store.as_folder(), Some(Path::new("/srv/a")));
         assert!(config.regions[1].store.as_folder().unwrap().ends_with("b"));
         assert_eq!(config.regions[2].store.to_string(), "s3://images/north");
+        assert!(config.regions[2].key_file.as_ref().unwrap().ends_with("keys/north"));
+        assert_eq!(config.regions[1].key_file, None);
         assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
         assert_eq!(config.limits.jobs, 2);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(5));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use build::platform::{Catalog, CatalogError};
 use build::{CacheLimits, StepCache};
-use content::{StoreLocation, StoreOptions};
+use content::{KeyRing, StoreLocation, StoreOptions};
 use model::Region;
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
@@ -67,6 +67,7 @@ pub struct Fabric {
 
 struct RegionStore {
     location: StoreLocation,
+    key_file: Option<PathBuf>,
     open: Mutex<Option<OpenStore>>,
 }
 
@@ -90,7 +91,11 @@ impl Fabric {
             .regions
             .iter()
             .map(|region| {
-                let store = RegionStore { location: region.store.clone(), open: Mutex::new(None) };
+                let store = RegionStore {
+                    location: region.store.clone(),
+                    key_file: region.key_file.clone(),
+                    open: Mutex::new(None),
+                };
                 (region.name.clone(), store)
             })
             .collect();
@@ -137,7 +142,8 @@ impl Fabric {
             return Ok(open.store.clone());
         }
         let fail = |source| FabricError::Store { region: region.clone(), source: Box::new(source) };
-        let options = StoreOptions { index_dir: Some(self.index_dir()), ..StoreOptions::default() };
+        let keys = known.key_file.as_deref().map(KeyRing::from_file).transpose().map_err(fail)?;
+        let options = StoreOptions { index_dir: Some(self.index_dir()), keys, ..StoreOptions::default() };
         let store = content::Store::open_or_create_with(&known.location, "tintype", &options);
         let store = store.await.map_err(fail)?;
         let mark = |folder: &std::path::Path| {
@@ -155,6 +161,14 @@ impl Fabric {
     /// When the region is not configured.
     pub fn store_location(&self, region: &Region) -> Result<String, FabricError> {
         Ok(self.region(region)?.location.to_string())
+    }
+
+    /// File with the keys of a region's store, as VM processes read it.
+    ///
+    /// # Errors
+    /// When the region is not configured.
+    pub fn store_key_file(&self, region: &Region) -> Result<Option<PathBuf>, FabricError> {
+        Ok(self.region(region)?.key_file.clone())
     }
 
     fn region(&self, region: &Region) -> Result<&RegionStore, FabricError> {
@@ -181,6 +195,7 @@ impl Fabric {
             cache: self.step_cache.clone(),
             store: self.store(region).await?,
             store_location: self.store_location(region)?,
+            store_key_file: self.store_key_file(region)?,
             block_cache_dir: self.block_cache_dir(),
             block_cache_bytes_max: BLOCK_CACHE_BYTES_MAX,
             accelerator: self.accelerator().await?,
@@ -247,8 +262,9 @@ mod tests {
         let RegionConfig { name, store } = &config.regions[0];
         let fabric = Fabric::new(&config).unwrap();
         fabric.store(name).await.unwrap();
-        assert_eq!(holder(store.as_folder().unwrap()).unwrap().map(|holder| holder.pid), Some(std::process::id()));
+        let store = store.as_folder().unwrap();
+        assert_eq!(holder(store).unwrap().map(|holder| holder.pid), Some(std::process::id()));
         drop(fabric);
-        assert_eq!(holder(store.as_folder().unwrap()).unwrap(), None);
+        assert_eq!(holder(store).unwrap(), None);
     }
 }

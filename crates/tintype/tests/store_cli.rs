@@ -240,8 +240,10 @@ fn an_overlay_is_put_on_its_base() {
 fn damage_is_named_and_fails() {
     let place = Place::new();
     let manifest = place.put(&place.disk("disk.raw", 1), "west");
+    place.json(&["replicate", &manifest, "--from", "west", "--to", "east"]);
     let sound = place.json(&["verify", "--region", "west"]);
-    assert_eq!((&sound["blocks"], &sound["damaged_blocks"]), (&DATA.len().into(), &0.into()));
+    // Blocks, a page, a manifest.
+    assert_eq!((&sound["needed"], &sound["damaged"]), (&(DATA.len() + 2).into(), &0.into()));
 
     // A byte in the middle of the pack, which is one of a block's.
     let pack = find_file(&place.path("west/packs"));
@@ -254,24 +256,33 @@ fn damage_is_named_and_fails() {
     let output = place.tintype(&["store", "verify", "--region", "west", "--json"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let report = one_line(&output);
-    assert_ne!(report["damaged_blocks"], 0);
-    let damaged = &report["damaged"][0];
-    assert_eq!(damaged["manifest"], manifest.as_str());
-    assert_eq!(damaged["block"].as_str().unwrap().len(), 64);
-    let number = damaged["disk_offset"].as_u64().unwrap() as usize / BLOCK;
+    assert_ne!(report["damaged"], 0);
+    let damage = &report["damages"][0];
+    assert_eq!(damage["hash"].as_str().unwrap().len(), 64);
+    assert_eq!(damage["needed_by"][0]["manifest"], manifest.as_str());
+    assert_eq!(damage["needed_by"][0]["owners"], serde_json::json!(["cli"]));
+    let number = damage["needed_by"][0]["disk_offset"].as_u64().unwrap() as usize / BLOCK;
     assert!(DATA.contains(&number), "{number}");
     let name = pack.file_name().unwrap().to_str().unwrap();
-    assert!(damaged["reason"].as_str().unwrap().contains(name), "{damaged}");
+    assert!(damage["reason"].as_str().unwrap().contains(name), "{damage}");
 
-    let output = place.tintype(&["store", "verify", &manifest, "--region", "west"]);
+    let output = place.tintype(&["store", "verify", "--region", "west"]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains(damaged["block"].as_str().unwrap()), "{text}");
+    for part in [damage["hash"].as_str().unwrap(), &manifest, "--replica"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
 
     // What is damaged is not given out, and leaves no file.
     place.refused(1, &["get", &manifest, "copy.raw", "--region", "west"], &["cannot be read", name]);
     assert!(!place.path("copy.raw").exists());
-    assert_eq!(std::fs::read_dir(&place.dir).unwrap().count(), 2);
+    assert_eq!(std::fs::read_dir(&place.dir).unwrap().count(), 3);
+
+    let repaired = place.json(&["verify", "--region", "west", "--replica", "east", "--repair"]);
+    assert_eq!(repaired["repaired"], repaired["damaged"]);
+    assert_eq!(place.json(&["verify", "--region", "west"])["damaged_frames"], 0);
+    place.json(&["get", &manifest, "copy.raw", "--region", "west"]);
+    assert_eq!(sha256(place.path("copy.raw")), sha256(place.path("disk.raw")));
 }
 
 #[test]
@@ -320,6 +331,8 @@ fn a_store_that_a_server_uses_is_left_to_it() {
     let server = "the server (pid 4711) uses this store for region westeurope; use its API";
     place.refused(1, &["put", &disk, "--region", "west"], &[server, "image version"]);
     place.refused(1, &["rm", &manifest, "--region", "west"], &[server, "DELETE"]);
+    let repair = ["verify", "--region", "west", "--repair"];
+    place.refused(1, &repair, &[server, "POST /tintype/stores/westeurope/verify"]);
     place.refused(1, &["gc", "--region", "west"], &[server, "POST /tintype/stores/westeurope/gc"]);
     place.put(&disk, "east");
     let replicate = ["replicate", &manifest, "--from", "east", "--to", "west"];
@@ -352,7 +365,6 @@ fn mistakes_are_explained() {
 
     // Failures: status 1.
     place.refused(1, &["get", &unknown, "x.raw", "--region", "west"], &["has no image", &unknown]);
-    place.refused(1, &["verify", &unknown, "--region", "west"], &["has no image", &unknown]);
     place.refused(1, &["rm", &unknown, "--region", "west"], &["has no image", "store ls"]);
     place.refused(1, &["put", "absent.raw", "--region", "new"], &["absent.raw", "No such file"]);
     place.refused(1, &["replicate", &unknown, "--from", "west", "--to", "new"], &["has no image"]);

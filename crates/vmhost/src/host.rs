@@ -118,7 +118,10 @@ async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), Stri
     let location = base.store.parse().map_err(|error| fail("parse the store location of", &error))?;
     // Credentials for a remote one are in the environment that this process has from the service.
     let index_dir = base.cache_dir.with_file_name(crate::INDEX_DIR);
-    let options = content::StoreOptions { index_dir: Some(index_dir), ..content::StoreOptions::default() };
+    let keys = base.key_file.as_deref().map(content::KeyRing::from_file).transpose();
+    let keys = keys.map_err(|error| fail("read the keys of the store of", &error))?;
+    let options =
+        content::StoreOptions { index_dir: Some(index_dir), keys, ..content::StoreOptions::default() };
     let store = content::Store::open_read_only_with(&location, &options)
         .await
         .map_err(|error| fail(&format!("open the store {} of image", base.store), &error))?;

@@ -59,6 +59,9 @@ pub enum Lifetime {
 pub struct BaseDisk {
     /// Location of the region's store, as `content` parses it.
     pub store: String,
+    /// File with the keys of that store, if it is encrypted; absent: those of the environment, if any.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
     /// The image's manifest.
     pub manifest: String,
     /// Directory of the block cache shared by the VMs of this host.

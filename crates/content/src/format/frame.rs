@@ -4,13 +4,16 @@ use std::cell::RefCell;
 
 use super::{BLOCK_BYTES, hash_at, le32};
 use crate::id::PackId;
+use crate::seal::KeyId;
 
 const PACK_MAGIC: &[u8; 8] = b"TTPACK\0\0";
 const PACK_VERSION: u32 = 1;
 pub(crate) const PACK_HEADER_BYTES: u32 = 32;
+/// The flag of a pack whose frames are sealed (`seal.rs`).
+const PACK_SEALED: u32 = 1;
 
 const FRAME_MAGIC: &[u8; 4] = b"TTFR";
-const FRAME_HEADER_BYTES: usize = 16;
+pub(crate) const FRAME_HEADER_BYTES: usize = 16;
 /// The most blocks of one frame: 16 compress nearly as well as any more would, and a random read costs at most 1 MiB.
 pub(crate) const MAX_FRAME_BLOCKS: usize = 16;
 /// Higher levels cost more time than they save bytes on disks (issue 3 has the figures).
@@ -100,14 +103,22 @@ impl EncodedFrame {
     }
 }
 
-/// The header of a pack.
-pub(crate) fn pack_header(id: PackId) -> Vec<u8> {
-    let mut header = Vec::with_capacity(PACK_HEADER_BYTES as usize);
+/// The header of a pack: [`PACK_HEADER_BYTES`], and 16 more if its frames are sealed with this key.
+pub(crate) fn pack_header(id: PackId, key: Option<KeyId>) -> Vec<u8> {
+    let mut header = Vec::with_capacity(PACK_HEADER_BYTES as usize + 16);
     header.extend_from_slice(PACK_MAGIC);
     header.extend_from_slice(&PACK_VERSION.to_le_bytes());
-    header.extend_from_slice(&0_u32.to_le_bytes());
+    header.extend_from_slice(&key.map_or(0, |_| PACK_SEALED).to_le_bytes());
     header.extend_from_slice(id.as_bytes());
+    header.extend(key.iter().flat_map(|key| key.as_bytes()));
     header
+}
+
+/// The key that a pack is sealed with, from its first bytes; `None` if it is not sealed, or its header is damaged.
+pub(crate) fn pack_key(header: &[u8]) -> Option<KeyId> {
+    let (header, key) = header.split_at_checked(PACK_HEADER_BYTES as usize)?;
+    let sealed = header.starts_with(PACK_MAGIC) && le32(header, 12) & PACK_SEALED != 0;
+    key.first_chunk::<16>().filter(|_| sealed).map(|key| KeyId::from_bytes(*key))
 }
 
 /// Compresses the plaintext of a frame of blocks. Costs about 2 ms for 1 MiB: call it where blocking is allowed.

@@ -14,7 +14,9 @@ use crate::{Error, Result};
 /// Manifests and pages that are read at a time.
 const MAX_READS: usize = 16;
 /// Times that marking begins anew because an image went meanwhile.
-const MAX_MARKS: u32 = 5;
+const MAX_MARKS: u32 = 8;
+/// Times that something is missing although the same images are visible before it is taken for lost.
+pub(super) const MAX_UNCHANGED: u32 = 3;
 /// Pages between two reports of progress.
 const REPORT_PAGES: u64 = 1024;
 
@@ -66,6 +68,11 @@ impl Marked {
         Self { collect_damage: true, ..Self::default() }
     }
 
+    /// Begins anew: what was needed may no longer be.
+    pub(crate) fn forget(&mut self) {
+        *self = Self { collect_damage: self.collect_damage, ..Self::default() };
+    }
+
     /// Everything that is needed, in the order of the hashes.
     pub(crate) fn marks(&self) -> Arc<Vec<Mark>> {
         Arc::clone(&self.marks)
@@ -101,13 +108,16 @@ pub(crate) async fn mark(
     progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
 ) -> Result<()> {
     let mut visible = roots.visible.clone();
+    let mut unchanged = 0;
     for _ in 0..MAX_MARKS {
         match mark_all(sources, &visible, true, marked, progress).await {
             // An image whose last reference went after we listed it may be half gone; one that is still visible is damaged.
             Err(Error::NotIndexed { hash }) if !marked.collect_damage => {
                 let now = sources[0].visible_images().await?;
                 let left: BTreeSet<_> = visible.intersection(&now).copied().collect();
-                if left == visible {
+                // It may also have gone and come back while we looked.
+                unchanged += u32::from(left == visible);
+                if unchanged == MAX_UNCHANGED {
                     return Err(Error::NotIndexed { hash });
                 }
                 visible = left;

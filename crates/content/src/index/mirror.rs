@@ -1,4 +1,4 @@
-//! A local copy of a remote store's index segments, which lookups read in place.
+//! A local copy of the index segments of a remote or encrypted store, which lookups read in place.
 //!
 //! Segments are immutable and their names never used again, so a copy is never out of date: it is either wanted or not. A
 //! copy is checked against its checksum before it gets its name. Any number of processes may share the folder without
@@ -20,13 +20,16 @@ use uuid::Uuid;
 
 use super::{MAX_SEGMENTS, is_segment_name};
 use crate::format::MAX_SEGMENT_BYTES;
+use crate::seal::{KeyId, KeyRing, NotOpened, OBJECT_OVERHEAD_BYTES, open_object};
 use crate::store::segment_path;
-use crate::{Error, Result};
+use crate::{Error, Result, StoreLocation};
 
 /// Segments that are fetched at a time.
 const FETCHES: usize = 4;
 /// MiB of segments in memory at a time while they are fetched. The largest segment is smaller.
 const MAX_FETCH_MIB: u32 = 128;
+/// The largest segment as the store has it.
+const MAX_OBJECT_BYTES: u64 = MAX_SEGMENT_BYTES + OBJECT_OVERHEAD_BYTES as u64;
 /// Times that a segment is fetched whose bytes do not have its checksum.
 const MAX_ATTEMPTS: u32 = 3;
 /// What an unfinished copy's name begins with.
@@ -38,16 +41,31 @@ const STALE_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct Mirror {
     objects: Arc<dyn ObjectStore>,
+    /// Where they are, for messages.
+    location: StoreLocation,
     dir: PathBuf,
+    /// Of a store whose segments are sealed.
+    keys: Option<Arc<KeyRing>>,
     memory: Arc<Semaphore>,
 }
 
 impl Mirror {
     /// Opens the folder, which is made if need be.
-    pub(crate) fn open(objects: Arc<dyn ObjectStore>, dir: PathBuf) -> Result<Self> {
+    pub(crate) fn open(
+        objects: Arc<dyn ObjectStore>,
+        location: &StoreLocation,
+        dir: PathBuf,
+        keys: Option<Arc<KeyRing>>,
+    ) -> Result<Self> {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
-        Ok(Self { objects, dir, memory: Arc::new(Semaphore::new(MAX_FETCH_MIB as usize)) })
+        Ok(Self {
+            objects,
+            location: location.clone(),
+            dir,
+            keys,
+            memory: Arc::new(Semaphore::new(MAX_FETCH_MIB as usize)),
+        })
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -110,35 +128,58 @@ impl Mirror {
                 Err(error) => return Err(Error::objects("read", &path)(error)),
             };
             let size = object.meta.size;
-            if size > MAX_SEGMENT_BYTES {
-                reason = format!("{size} bytes; at most {MAX_SEGMENT_BYTES} are possible");
+            if size > MAX_OBJECT_BYTES {
+                reason = format!("{size} bytes; at most {MAX_OBJECT_BYTES} are possible");
                 break;
             }
-            // At most 103.
+            // At most 98, and as much again while it is opened.
             let mib = (size >> 20) as u32 + 1;
             // The semaphore is never closed: there is a permit in the end.
             let _held = self.memory.acquire_many(mib).await;
             let bytes = object.bytes().await.map_err(Error::objects("read", &path))?;
             let (dir, target) = (self.dir.clone(), self.dir.join(name));
+            let (keys, object) = (self.keys.clone(), path.to_string());
             let kept = tokio::task::spawn_blocking(move || {
-                check(&bytes, size)?;
-                Ok::<_, String>(write_new(&dir, &target, &bytes))
+                if bytes.len() as u64 != size {
+                    return Err(Wrong::Damaged(format!("{} of its {size} bytes came", bytes.len())));
+                }
+                let bytes = open_object(keys.as_deref(), &object, bytes)?;
+                check(&bytes).map_err(Wrong::Damaged)?;
+                Ok(write_new(&dir, &target, &bytes))
             });
             match kept.await? {
                 Ok(kept) => return kept.map(|()| true),
-                Err(wrong) => reason = wrong,
+                Err(Wrong::KeyMissing(key_id)) => {
+                    return Err(Error::KeyNeeded { location: self.location.to_string(), key_id });
+                }
+                Err(Wrong::Damaged(wrong)) => reason = wrong,
             }
         }
         Err(Error::DamagedObject { object: path.to_string(), reason })
     }
 }
 
+/// Why a segment that was fetched is not kept.
+enum Wrong {
+    Damaged(String),
+    KeyMissing(KeyId),
+}
+
+impl From<NotOpened> for Wrong {
+    fn from(why: NotOpened) -> Self {
+        match why {
+            NotOpened::KeyMissing(key_id) => Self::KeyMissing(key_id),
+            other => Self::Damaged(other.reason()),
+        }
+    }
+}
+
 /// Whether these are all of a segment's bytes.
-fn check(bytes: &[u8], size: u64) -> Result<(), String> {
+fn check(bytes: &[u8]) -> Result<(), String> {
     let Some((content, checksum)) = bytes.split_last_chunk::<32>() else {
         return Err(format!("{} bytes are too few", bytes.len()));
     };
-    if bytes.len() as u64 != size || blake3::hash(content).as_bytes() != checksum {
+    if blake3::hash(content).as_bytes() != checksum {
         return Err("its bytes do not have its checksum".to_owned());
     }
     Ok(())
@@ -204,22 +245,23 @@ mod tests {
     async fn copies_follow_the_store() {
         let objects = Arc::new(InMemory::new());
         let dir = tempfile::tempdir().expect("temporary folder");
+        let location: StoreLocation = "s3://bucket".parse().expect("location");
         let [a, b] = ["a".repeat(32), "b".repeat(32)];
         let segment = encode_segment(Vec::new());
         objects.put(&segment_path(&a), segment.clone().into()).await.expect("put");
         objects.put(&segment_path("unfinished#1"), "torn".into()).await.expect("put");
 
-        let mirror = Mirror::open(objects.clone(), dir.path().join("m")).expect("open");
+        let mirror = Mirror::open(objects.clone(), &location, dir.path().join("m"), None).expect("open");
         assert_eq!(mirror.sync().await.expect("sync"), Some(vec![a.clone()]));
         assert_eq!(std::fs::read(dir.path().join("m").join(&a)).expect("copy"), segment);
 
         // Merged: one comes, one goes. A process which is there already does the same beside it.
         objects.put(&segment_path(&b), segment.clone().into()).await.expect("put");
         objects.delete(&segment_path(&a)).await.expect("delete");
-        let other = Mirror::open(objects.clone(), dir.path().join("m")).expect("open");
+        let other = Mirror::open(objects.clone(), &location, dir.path().join("m"), None).expect("open");
         assert_eq!(other.sync().await.expect("sync"), Some(vec![b.clone()]));
         assert_eq!(mirror.sync().await.expect("sync"), Some(vec![b.clone()]));
-        assert_eq!(names(mirror.dir()), [b.clone()]);
+        assert_eq!(names(mirror.dir()), std::slice::from_ref(&b));
 
         let mut damaged = segment;
         damaged[20] ^= 1;

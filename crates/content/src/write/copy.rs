@@ -22,10 +22,9 @@ pub(crate) struct Failed<P> {
     pub(crate) what: Option<(BlockHash, P)>,
 }
 
-/// A frame, and what is wanted of it.
+/// A frame, and what is wanted of it; or something that no index names at the moment.
 struct Group<P> {
-    source: usize,
-    location: Location,
+    frame: Option<(usize, Location)>,
     wanted: Vec<Wanted<P>>,
 }
 
@@ -98,11 +97,11 @@ fn group<P: Copy>(sources: &[Store], wanted: Vec<Wanted<P>>) -> Result<Vec<Group
             }
         }
         let Some((source, location)) = found else {
-            let hash = BlockHash::from_bytes(hash);
-            return Err(Failed { error: Box::new(Error::NotIndexed { hash }), what: Some((hash, place)) });
+            groups.push(Group { frame: None, wanted: vec![(hash, place)] });
+            continue;
         };
         let number = *numbers.entry((source, location.pack, location.offset)).or_insert_with(|| {
-            groups.push(Group { source, location, wanted: Vec::new() });
+            groups.push(Group { frame: Some((source, location)), wanted: Vec::new() });
             groups.len() - 1
         });
         groups[number].wanted.push((hash, place));
@@ -111,9 +110,12 @@ fn group<P: Copy>(sources: &[Store], wanted: Vec<Wanted<P>>) -> Result<Vec<Group
 }
 
 async fn fetch<P: Copy>(sources: Vec<Store>, group: Group<P>) -> Result<Fetched, Failed<P>> {
-    let Group { source, location, wanted } = group;
-    // Here one frame serves all that is wanted of it; when it cannot be had, each is sought for itself.
-    if let Ok((frame, bytes)) = sources[source].load_frame_bytes(&location).await {
+    let Group { frame, wanted } = group;
+    // Here one frame serves all that is wanted of it; when it cannot be had, each is sought for itself: a collection may
+    // have moved it, or it is damaged and another source has it.
+    if let Some((source, location)) = frame
+        && let Ok((frame, bytes)) = sources[source].load_frame_bytes(&location).await
+    {
         let all = wanted.len() == frame.hashes.len();
         if all && wanted.iter().all(|(hash, _)| frame.hashes.contains(hash)) {
             return Ok(Fetched::Whole(EncodedFrame::as_stored(frame, &bytes)));

@@ -6,10 +6,10 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::format::{
-    EncodedFrame, Entry, Location, MAX_PACK_BYTES, MAX_PACK_ENTRIES, PACK_HEADER_BYTES, encode_segment,
-    pack_header,
+    EncodedFrame, Entry, Location, MAX_PACK_BYTES, MAX_PACK_ENTRIES, encode_segment, pack_header,
 };
 use crate::id::{PackId, WriterId};
+use crate::seal::{FrameSealer, TAG_BYTES};
 use crate::store::{Store, pack_path, segment_path};
 use crate::{Error, Result};
 
@@ -91,6 +91,7 @@ impl PackWriter {
 
 struct OpenPack {
     id: PackId,
+    sealer: Option<FrameSealer>,
     /// Dropped before it is complete, it removes what it wrote.
     upload: Box<dyn MultipartUpload>,
     sending: Option<AbortOnDropHandle<object_store::Result<()>>>,
@@ -104,19 +105,27 @@ impl OpenPack {
     async fn create(store: &Store, id: PackId) -> Result<Self> {
         let path = pack_path(&id);
         let upload = store.objects().put_multipart(&path).await.map_err(Error::objects("write", &path))?;
+        let sealer = store.keys().map(|keys| keys.sealer(id));
+        let part = pack_header(id, sealer.as_ref().map(FrameSealer::key_id));
         Ok(Self {
             id,
+            sealer,
             upload,
             sending: None,
-            part: pack_header(id),
-            len: PACK_HEADER_BYTES,
+            len: part.len() as u32,
+            part,
             frames: 0,
             entries: Vec::new(),
         })
     }
 
+    /// A frame's length in this pack.
+    fn len_of(&self, frame: &EncodedFrame) -> u32 {
+        frame.len() + if self.sealer.is_some() { TAG_BYTES as u32 } else { 0 }
+    }
+
     fn has_room(&self, frame: &EncodedFrame) -> bool {
-        self.len + frame.len() <= MAX_PACK_BYTES
+        self.len + self.len_of(frame) <= MAX_PACK_BYTES
             && self.entries.len() + frame.hashes.len() <= MAX_PACK_ENTRIES
     }
 
@@ -124,7 +133,7 @@ impl OpenPack {
         let location = Location {
             pack: self.id,
             offset: self.len,
-            len: frame.len(),
+            len: self.len_of(frame),
             slot: 0,
             // At most 16.
             count: frame.hashes.len() as u8,
@@ -133,8 +142,12 @@ impl OpenPack {
         for (slot, hash) in frame.hashes.iter().enumerate() {
             self.entries.push(Entry { hash: *hash, location: Location { slot: slot as u8, ..location } });
         }
+        let start = self.part.len();
         frame.write(self.frames, &mut self.part);
-        self.len += frame.len();
+        if let Some(sealer) = &self.sealer {
+            sealer.seal(&mut self.part, start);
+        }
+        self.len += self.len_of(frame);
         self.frames += 1;
         if self.part.len() >= PART_BYTES {
             self.send().await?;
@@ -171,11 +184,17 @@ impl OpenPack {
 
 /// Writes a segment under a new name and returns its size.
 pub(crate) async fn write_segment(store: &Store, entries: Vec<Entry>) -> Result<u64> {
-    let bytes = tokio::task::spawn_blocking(move || encode_segment(entries)).await?;
-    let len = bytes.len() as u64;
     let name = Uuid::new_v4().simple().to_string();
-    let (path, bytes) = (segment_path(&name), Bytes::from(bytes));
-    store.objects().put(&path, bytes.clone().into()).await.map_err(Error::objects("write", &path))?;
+    let path = segment_path(&name);
+    let (keys, object) = (store.keys().cloned(), path.to_string());
+    let encode = move || {
+        let bytes = Bytes::from(encode_segment(entries));
+        let stored = keys.map_or_else(|| bytes.clone(), |keys| keys.seal_object(&object, &bytes).into());
+        (bytes, stored)
+    };
+    let (bytes, stored) = tokio::task::spawn_blocking(encode).await?;
+    let len = stored.len() as u64;
+    store.objects().put(&path, stored.into()).await.map_err(Error::objects("write", &path))?;
     store.index().keep(&name, bytes).await;
     Ok(len)
 }

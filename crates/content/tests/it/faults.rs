@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use content::{BlockCache, Error, ManifestId, Store, StoreLocation, StoreOptions, replicate};
+use content::{BlockCache, Error, Key, KeyRing, ManifestId, Store, StoreLocation, StoreOptions, replicate};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
@@ -22,6 +22,13 @@ fn location() -> StoreLocation {
 
 fn options(place: &Place, mirror: &str) -> StoreOptions {
     StoreOptions { index_dir: Some(place.path(mirror)), ..StoreOptions::default() }
+}
+
+/// Every other store is encrypted.
+fn options_of(place: &Place, mirror: &str, seed: u64) -> StoreOptions {
+    let key = Key::from_bytes([7; 32]);
+    let keys = (seed % 2 == 1).then(|| KeyRing::new(key, Vec::new()).expect("ring"));
+    StoreOptions { keys, ..options(place, mirror) }
 }
 
 async fn open_in(objects: Arc<dyn ObjectStore>, options: &StoreOptions) -> content::Result<Store> {
@@ -76,12 +83,12 @@ async fn work_over_failing_stores_succeeds_or_says_why() {
     for rate in RATES {
         for seed in 0..SEEDS {
             let objects: [Arc<dyn ObjectStore>; 2] = [Arc::new(InMemory::new()), Arc::new(InMemory::new())];
-            let plain = options(&place, "plain");
+            let plain = options_of(&place, "plain", seed);
             // The base is there before anything fails.
             let base =
                 put(&open_in(objects[0].clone(), &plain).await.expect("open"), &other_raw).await.manifest;
             let faulty = [0, 1].map(|i| Faulty::new(objects[i].clone(), seed * 2 + i as u64, rate));
-            let mirrors = options(&place, "faulty");
+            let mirrors = options_of(&place, "faulty", seed);
             let mut note = |what: usize, result: Result<(), Error>| match result {
                 Ok(()) => done[what] += 1,
                 Err(error) => {
@@ -111,8 +118,8 @@ async fn work_over_failing_stores_succeeds_or_says_why() {
             faults += faulty.iter().map(|faulty| faulty.faults()).sum::<u64>();
 
             // Whatever happened: without faults all of it works, and nothing is damaged.
-            let from = open_in(objects[0].clone(), &options(&place, "after")).await.expect("open");
-            let to = open_in(objects[1].clone(), &options(&place, "after")).await.expect("open");
+            let from = open_in(objects[0].clone(), &options_of(&place, "after", seed)).await.expect("open");
+            let to = open_in(objects[1].clone(), &options_of(&place, "after", seed)).await.expect("open");
             let id = put(&from, &raw).await.manifest;
             for manifest in [&id, &base] {
                 replicate(&from, &to, manifest, "after", |_| {}).await.expect("replicate");

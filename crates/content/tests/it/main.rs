@@ -8,6 +8,7 @@ mod nbd;
 mod remote;
 mod repair;
 mod schedules;
+mod sealed;
 mod servers;
 mod store;
 mod support;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -104,6 +104,11 @@ pub(crate) fn options(place: &Place, mirror: &str) -> StoreOptions {
 
 pub(crate) async fn open(location: &StoreLocation, options: &StoreOptions) -> Store {
     Store::open_or_create_with(location, "test", options).await.expect("store")
+}
+
+/// A Python with moto's packages, among them `cryptography`.
+pub(crate) fn python() -> PathBuf {
+    Path::new(&programs()[1]).with_file_name("python")
 }
 
 /// Paths of Azurite and moto.

@@ -13,6 +13,7 @@ mod resource_groups;
 mod resources;
 pub(crate) mod run_outputs;
 pub(crate) mod runs;
+mod stores;
 mod subscriptions;
 mod tenants;
 pub(crate) mod virtual_machines;
@@ -41,6 +42,7 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = virtual_machines::routes(routes);
     let routes = platform_images::routes(routes);
     let routes = vm_endpoints::routes(routes);
+    let routes = stores::routes(routes);
     lro::routes(routes)
 }
 

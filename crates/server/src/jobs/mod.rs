@@ -11,6 +11,7 @@ pub(crate) mod delete_resource_group;
 pub(crate) mod delete_virtual_machine;
 pub mod engine;
 pub(crate) mod fetch;
+pub(crate) mod look_after_store;
 pub(crate) mod make_platform_image;
 pub(crate) mod replicate_image_version;
 pub(crate) mod run_image_template;
@@ -47,6 +48,8 @@ pub enum JobKind {
     DeleteVirtualMachine,
     /// Makes a platform image on first use.
     MakePlatformImage,
+    /// Frees, checks or repairs a region's store.
+    LookAfterStore,
 }
 
 /// What becomes of a job whose worker died.
@@ -80,7 +83,7 @@ impl Lane {
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 10] = [
+    pub const ALL: [JobKind; 11] = [
         JobKind::DeleteResourceGroup,
         JobKind::CreateImageVersion,
         JobKind::ReplicateImageVersion,
@@ -91,6 +94,7 @@ impl JobKind {
         JobKind::CreateVirtualMachine,
         JobKind::DeleteVirtualMachine,
         JobKind::MakePlatformImage,
+        JobKind::LookAfterStore,
     ];
 
     /// As the database names it.
@@ -107,6 +111,7 @@ impl JobKind {
             JobKind::CreateVirtualMachine => "createVirtualMachine",
             JobKind::DeleteVirtualMachine => "deleteVirtualMachine",
             JobKind::MakePlatformImage => "makePlatformImage",
+            JobKind::LookAfterStore => "lookAfterStore",
         }
     }
 
@@ -142,7 +147,8 @@ impl JobKind {
             | JobKind::CreateImageTemplate
             | JobKind::DeleteImageTemplate
             | JobKind::DeleteVirtualMachine
-            | JobKind::MakePlatformImage => Lane::Working,
+            | JobKind::MakePlatformImage
+            | JobKind::LookAfterStore => Lane::Working,
         }
     }
 
@@ -160,6 +166,7 @@ impl JobKind {
             JobKind::CreateVirtualMachine => 5,
             JobKind::DeleteVirtualMachine => 20,
             JobKind::MakePlatformImage => 3,
+            JobKind::LookAfterStore => 3,
         }
     }
 }
@@ -205,6 +212,7 @@ async fn run(kind: JobKind, context: JobContext) -> Result<(), JobFailure> {
         JobKind::CreateVirtualMachine => create_virtual_machine::run(context).await,
         JobKind::DeleteVirtualMachine => delete_virtual_machine::run(context).await,
         JobKind::MakePlatformImage => make_platform_image::run(context).await,
+        JobKind::LookAfterStore => look_after_store::run(context).await,
     }
 }
 
@@ -222,6 +230,7 @@ async fn failed(tx: &mut Tx<'_>, kind: JobKind, job: &Job, failure: &JobFailure)
         JobKind::CreateVirtualMachine => create_virtual_machine::failed(tx, job, failure).await,
         JobKind::DeleteVirtualMachine => delete_virtual_machine::failed(tx, job, failure).await,
         JobKind::MakePlatformImage => make_platform_image::failed(tx, job, failure).await,
+        JobKind::LookAfterStore => look_after_store::failed(tx, job, failure).await,
     }
 }
 

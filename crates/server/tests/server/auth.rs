@@ -184,6 +184,9 @@ const PROTECTED: &[(&str, &str)] = &[
     ("POST", "/tintype/platformimages/{publisher}/{offer}/{sku}/make"),
     ("GET", "/tintype/runs"),
     ("GET", "/tintype/runs/{run}/log"),
+    ("GET", "/tintype/stores/{region}/stats"),
+    ("POST", "/tintype/stores/{region}/gc"),
+    ("POST", "/tintype/stores/{region}/verify"),
     ("GET", "/tintype/virtualmachines/ssh"),
 ];
 

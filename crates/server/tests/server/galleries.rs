@@ -27,6 +27,7 @@ impl Gallery {
             .map(|name| RegionConfig {
                 name: model::Region::parse(name).expect("a name"),
                 store: StoreLocation::Folder(folder.path().join("regions").join(name)),
+                key_file: None,
             })
             .into();
         let bed = Bed::start_with(config, folder).await;

@@ -4,6 +4,7 @@ mod arm;
 mod auth;
 mod galleries;
 mod platform_images;
+mod stores;
 mod support;
 mod templates;
 mod virtual_machines;

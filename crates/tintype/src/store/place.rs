@@ -12,6 +12,7 @@ pub(super) enum Change {
     Replicate,
     Remove,
     CollectGarbage,
+    Repair,
 }
 
 /// The store at `location`, to read.
@@ -59,6 +60,7 @@ fn refuse_if_served(location: &StoreLocation, change: Change) -> anyhow::Result<
         ),
         Change::Replicate => format!("add the region to the version's targetRegions (PATCH …/{routes})"),
         Change::Remove => format!("delete the version or image that refers to it (DELETE …/{routes})"),
+        Change::Repair => format!("POST /tintype/stores/{}/verify?repair=true", holder.region),
         Change::CollectGarbage => {
             format!("POST /tintype/stores/{}/gc (a --dry-run is allowed here)", holder.region)
         }

@@ -1,85 +1,94 @@
 //! `tintype store verify`.
 
-use std::time::Instant;
+use content::{Damage, Progress, StoreLocation, StoreVerifyReport, VerifyOptions};
 
-use content::{ManifestId, StoreLocation};
-use serde_json::json;
+use super::Ending;
+use super::output::{Meter, Output, size};
+use super::place::{self, Change};
 
-use super::output::Output;
-use super::{Ending, place};
-
-/// Reads and checks every block of the images of a store, past every cache.
+/// Reads and checks everything that the images of a store need, past every cache.
 ///
-/// Damaged blocks are listed, with the image and the place on its disk. Exit status 1 if there are any.
+/// What is damaged is named, with every image that needs it. With --repair it is taken from the replicas.
+/// Exit status 1 if damage is left.
 ///
 /// Examples:
-///   tintype store verify --region /srv/images
-///   tintype store verify MANIFEST --region /srv/images --json | jq .damaged
+///   tintype store verify --region /srv/west
+///   tintype store verify --region /srv/west --json | jq .damages
+///   tintype store verify --region /srv/west --replica /srv/east --repair
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
-    /// The images to check; all of the store if none is named.
-    manifests: Vec<ManifestId>,
     /// The store: a folder, or its URL.
     #[arg(long, value_name = "URL")]
     region: StoreLocation,
+    /// Another store that may have what is damaged here; can be given several times.
+    #[arg(long, value_name = "URL")]
+    replica: Vec<StoreLocation>,
+    /// Take what is damaged from the replicas, and remove the damaged copies.
+    #[arg(long)]
+    repair: bool,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let started = Instant::now();
-    let store = place::to_read(&arguments.region).await?;
-    let images = match arguments.manifests.is_empty() {
-        true => store.images().await?.into_keys().collect(),
-        false => arguments.manifests,
+    let Arguments { region, replica, repair } = arguments;
+    let store = match repair {
+        true => place::to_change(&region, Change::Repair).await?,
+        false => place::to_read(&region).await?,
     };
-    let (mut blocks, mut damaged_blocks) = (0, 0);
-    let (mut damaged, mut unreadable, mut lines) = (Vec::new(), Vec::new(), Vec::new());
-    for manifest in &images {
-        let report = match store.verify(manifest).await {
-            Ok(report) => report,
-            Err(missing @ content::Error::ManifestNotFound { .. }) => return Err(missing.into()),
-            // A page or the manifest itself: what it named is not known.
-            Err(error) => {
-                lines.push(format!("image {manifest} cannot be checked: {error}"));
-                unreadable.push(json!({ "manifest": manifest, "reason": error.to_string() }));
-                continue;
-            }
-        };
-        blocks += report.blocks;
-        damaged_blocks += report.damaged_blocks;
-        for block in &report.damaged {
-            lines.push(format!(
-                "block {} at byte {} of image {manifest}: {}",
-                block.block, block.disk_offset, block.reason
-            ));
-            damaged.push(json!({
-                "manifest": manifest,
-                "disk_offset": block.disk_offset,
-                "block": block.block,
-                "reason": block.reason,
-            }));
-        }
+    let mut replicas = Vec::with_capacity(replica.len());
+    for location in &replica {
+        replicas.push(place::to_read(location).await?);
     }
-    let sound = damaged_blocks == 0 && unreadable.is_empty();
-    let value = json!({
-        "images": images.len(),
-        "blocks": blocks,
-        "damaged_blocks": damaged_blocks,
-        "damaged": damaged,
-        "unreadable": unreadable,
-        "seconds": started.elapsed().as_secs_f64(),
-    });
-    output.result(&value, || {
-        lines.push(match sound {
-            true => format!("{} images, {blocks} blocks: all sound", images.len()),
-            false => format!(
-                "{} images, {blocks} blocks: {damaged_blocks} damaged, {} images cannot be checked; put or replicate \
-                 the images again from a good copy",
-                images.len(),
-                unreadable.len()
-            ),
-        });
-        lines.join("\n")
-    });
+    let meter = Meter::counting();
+    meter.name("verify");
+    let report = store
+        .verify_all(&VerifyOptions { replicas, repair }, |done, total| {
+            meter.show(Progress { done_bytes: done, total_bytes: total });
+        })
+        .await?;
+    drop(meter);
+    let sound = match repair {
+        true => report.damaged == report.repaired,
+        false => report.damaged == 0 && report.damaged_frames == 0,
+    };
+    output.result(&serde_json::to_value(&report)?, || text(&report, sound));
     Ok(if sound { Ending::Done } else { Ending::Damaged })
+}
+
+fn text(report: &StoreVerifyReport, sound: bool) -> String {
+    let StoreVerifyReport { images, needed, bytes_read, damaged_frames, damaged, repaired, seconds, .. } =
+        report;
+    let mut lines: Vec<String> = report.damages.iter().map(describe).collect();
+    if lines.len() < *damaged as usize {
+        lines.push(format!("and {} more", *damaged as usize - lines.len()));
+    }
+    let end = match (sound, *damaged) {
+        (true, 0) => "all sound".to_owned(),
+        (true, _) => format!("{damaged} damaged, all repaired"),
+        (false, 0) => {
+            format!("{damaged_frames} damaged copies of what is whole elsewhere; --repair removes them")
+        }
+        (false, _) if *repaired > 0 => {
+            format!("{damaged} damaged, {repaired} repaired; no replica has the rest: put its images again")
+        }
+        (false, _) => format!(
+            "{damaged} damaged; repair from another region with --replica URL --repair, or put the images again"
+        ),
+    };
+    lines.push(format!(
+        "{images} images, {needed} blocks and tables, {} read in {seconds:.2} s: {end}",
+        size(*bytes_read)
+    ));
+    lines.join("\n")
+}
+
+fn describe(damage: &Damage) -> String {
+    let Damage { hash, reason, repaired, needed_by } = damage;
+    let repaired = if *repaired { " (repaired)" } else { "" };
+    let mut text = format!("{hash}{repaired}: {reason}");
+    for need in needed_by {
+        let at = need.disk_offset.map_or_else(String::new, |offset| format!(" at byte {offset}"));
+        text += &format!("\n  needed by image {}{at} ({})", need.manifest, need.owners.join(", "));
+    }
+    text
 }

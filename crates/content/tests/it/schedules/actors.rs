@@ -68,7 +68,7 @@ impl Disk {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|number| block(*number)).collect()
+        self.0.iter().map(|number| block(*number)).collect::<Vec<_>>().concat()
     }
 }
 
@@ -205,7 +205,8 @@ impl Actor {
     pub(crate) async fn act(mut self) {
         for step in 0..1 + self.dice.below(MAX_STEPS) {
             let owner = format!("{}-{step}", self.name);
-            let done = match self.dice.below(16) {
+            let what = self.dice.below(16);
+            let done = match what {
                 0..4 => self.put(&owner).await,
                 4..6 => self.commit(&owner).await,
                 6 => self.copy(&owner).await,
@@ -219,7 +220,7 @@ impl Actor {
                 Ok(()) => {}
                 // Too many others were in the way.
                 Err(Error::Contended { .. }) => self.world.count("contended", 1),
-                Err(error) => panic!("{}, {owner}: {error:?}", self.name),
+                Err(error) => panic!("{owner}, step {what}: {error:?}"),
             }
         }
     }

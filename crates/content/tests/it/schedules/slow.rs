@@ -16,7 +16,7 @@ use object_store::{
 use super::actors::Dice;
 
 /// Turns of the scheduler without any request after which time goes on by itself.
-const IDLE_TURNS: u32 = 40;
+const IDLE_TURNS: u32 = 12;
 
 /// The requests of all actors of one schedule, counted: the schedule's time.
 #[derive(Debug, Default)]
