@@ -26,6 +26,7 @@ pub mod image_version;
 pub mod latest;
 pub mod names;
 pub mod operation;
+pub mod placement;
 pub mod provisioning;
 pub mod reference;
 pub mod region;

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod auth;
 mod config;
+mod copies;
 mod endpoint;
 pub mod fabric;
 pub mod http;
@@ -98,7 +99,8 @@ pub struct Server {
     stop: CancellationToken,
     connections: TaskTracker,
     listener: tokio::task::JoinHandle<()>,
-    machines: tokio::task::JoinHandle<()>,
+    /// What looks after virtual machines and stores.
+    followers: [tokio::task::JoinHandle<()>; 3],
     engine: Engine,
     _lock: std::fs::File,
 }
@@ -136,7 +138,11 @@ impl Server {
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let max = state.config.limits.connections;
         let served = http::serve::serve(listener, tls.config, app, max, stop.clone(), connections.clone());
-        let machines = tokio::spawn(reconcile::virtual_machines::follow(state.clone(), stop.clone()));
+        let followers = [
+            tokio::spawn(reconcile::virtual_machines::follow(state.clone(), stop.clone())),
+            tokio::spawn(reconcile::references::follow(state.clone(), stop.clone())),
+            tokio::spawn(reconcile::gc::follow(state.clone(), stop.clone())),
+        ];
         let engine = Engine::start(state.clone(), jobs::handlers(), jobs::engine::Timing::default());
         tracing::info!(%addr, url = state.endpoint.url(), "serving");
         Ok(Server {
@@ -148,7 +154,7 @@ impl Server {
             stop,
             connections,
             listener: tokio::spawn(served),
-            machines,
+            followers,
             engine,
             _lock: lock,
         })
@@ -162,8 +168,10 @@ impl Server {
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener panicked");
         }
-        if let Err(error) = self.machines.await {
-            tracing::error!(%error, "what looks after the virtual machines panicked");
+        for follower in self.followers {
+            if let Err(error) = follower.await {
+                tracing::error!(%error, "what looks after the virtual machines or the stores panicked");
+            }
         }
         self.connections.close();
         let (idle, ()) = tokio::join!(within(limit, self.connections.wait()), self.engine.stop(limit));

@@ -1,4 +1,4 @@
-//! Gives an image version its bytes: finds them where its source has them, takes a reference of its own in the
+//! Gives an image version its bytes: finds them where its source has them, takes references of its own in the
 //! home region, and then does all that [`replicate_image_version`] does, in the same job.
 
 use model::image_version::{ImageVersion, VersionState};
@@ -8,6 +8,7 @@ use store::{Job, StoreError, Tx};
 use super::context::{JobContext, JobFailure};
 use super::replicate_image_version::{self, bring_everywhere, manifests, version_reference};
 use crate::api::image_versions::{column_state, source_content, wanted_placements};
+use crate::copies::{CopyError, hold};
 use crate::http::error::{ApiError, chain};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,14 +35,14 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     let Some((document, content)) = found.map_err(refusal)? else { return Ok(()) };
     let home = document.data.spec.location.clone();
     if let Some(content) = content {
-        let home_store = context.state.fabric.store(&home).await;
-        let home_store = home_store
-            .map_err(|error| JobFailure::transient("GalleryImageReplicationFailed", chain(&error)))?;
+        let fabric = &context.state.fabric;
         for manifest in manifests(&content)? {
-            home_store.add_ref(&manifest, &version_reference(&version)).await.map_err(|error| {
+            hold(fabric, &home, &manifest, &version_reference(&version)).await.map_err(|error| {
                 let message = format!("The source's content cannot be read: {}", chain(&error));
                 match error {
-                    content::Error::ManifestNotFound { .. } => JobFailure::permanent("NotFound", message),
+                    CopyError::Content(content::Error::ManifestNotFound { .. }) => {
+                        JobFailure::permanent("NotFound", message)
+                    }
                     _ => JobFailure::transient("GalleryImageReplicationFailed", message),
                 }
             })?;

@@ -1,5 +1,7 @@
 //! Publishes a built image to every target, and waits until it is there: a run ends when its versions are ready.
 
+use std::collections::BTreeSet;
+
 use arm::resource_id::image_definition_id;
 use build::Stream;
 use content::{ManifestId, Store};
@@ -104,7 +106,7 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
                 source_template: source_template.clone(),
                 content: content.clone(),
             };
-            publish_from_run(tx, new).await
+            publish_from_run(tx, &run.context.state.config, new).await
         })
     });
     published
@@ -134,7 +136,7 @@ async fn wait(run: &Run, built: &Built, id: String) -> Result<PublishedVersion, 
 /// Drops the run's hold on the image, which its versions hold by now. If a target is still on its way and nobody else
 /// holds the image, the run's reference stays: without it the version's replication would lose its source.
 pub(super) async fn release(
-    store: &Store,
+    stores: &[Store],
     manifest: &ManifestId,
     run_id: &str,
     distributed: &[Distributed],
@@ -142,11 +144,19 @@ pub(super) async fn release(
 ) {
     let own = format!("run-{run_id}");
     let released = async {
-        let in_flight = distributed.iter().any(|one| one.in_flight);
-        if in_flight && store.refs(manifest).await?.iter().all(|owner| *owner == own) {
-            return Ok(());
+        if distributed.iter().any(|one| one.in_flight) {
+            let mut owners = BTreeSet::new();
+            for store in stores {
+                owners.extend(store.refs(manifest).await?);
+            }
+            if owners.iter().all(|owner| *owner == own) {
+                return Ok(());
+            }
         }
-        store.remove_ref(manifest, &own).await
+        for store in stores {
+            store.remove_ref(manifest, &own).await?;
+        }
+        Ok(())
     };
     let released: content::Result<()> = released.await;
     if let Err(error) = released {
