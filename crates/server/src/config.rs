@@ -463,11 +463,17 @@ mod tests {
             name = "northeurope"
             store = "s3://images/north"
             key_file = "keys/north"
+            [[region]]
+            name = "westeurope"
+            zones = ["we1", "az://account/we2", "gs://we3/store"]
+            zrs_fallback = true
             [network]
             allow = ["127.0.0.1:8000"]
             [limits]
             jobs = 2
             request_timeout_s = 5
+            reconcile_interval_s = 60
+            replication_mbps = 100
             "#,
         )
         .unwrap();
@@ -477,11 +483,23 @@ mod tests {
         assert_eq!(config.regions[2].zones[0].to_string(), "s3://images/north");
         assert!(config.regions[2].key_file.as_ref().unwrap().ends_with("keys/north"));
         assert_eq!(config.regions[1].key_file, None);
+        let three = &config.regions[3];
+        assert_eq!(three.offers(), RegionZones { count: 3, zrs_fallback: true });
+        assert_eq!(three.zones[1].to_string(), "az://account/we2");
+        assert!(!config.regions[1].zrs_fallback);
+        assert_eq!(config.limits.reconcile_interval, Duration::from_secs(60));
+        assert_eq!(config.limits.replication_mbps, Some(100));
         assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
         assert_eq!(config.limits.jobs, 2);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(5));
         assert_eq!(config.network.allow, ["127.0.0.1:8000"]);
         assert_eq!(config.data_dir, Path::new("/srv/tintype"));
+    }
+
+    #[test]
+    fn regions_may_be_called_so() {
+        let config = load("[[regions]]\nname = \"a\"\nzones = [\"x\"]").unwrap();
+        assert_eq!(config.regions.len(), 1);
     }
 
     #[test]
@@ -499,8 +517,18 @@ mod tests {
             ),
             (
                 "[[region]]\nname = \"a\"\nstore = \"x\"\n[[region]]\nname = \"b\"\nstore = \"x\"",
-                "two regions",
+                "two zones or regions",
             ),
+            ("[[region]]\nname = \"a\"", "'region.zones': region 'a' has no store; give it zones"),
+            ("[[region]]\nname = \"a\"\nstore = \"x\"\nzones = [\"y\"]", "has both 'store' and 'zones'"),
+            ("[[region]]\nname = \"a\"\nzones = []", "has 0 zones; a region has 1 to 3"),
+            ("[[region]]\nname = \"a\"\nzones = [\"1\", \"2\", \"3\", \"4\"]", "has 4 zones"),
+            ("[[region]]\nname = \"a\"\nzones = [\"x\", \"./x\"]", "two zones or regions"),
+            (
+                "[[region]]\nname = \"a\"\nzones = [\"x\", \"\"]",
+                "'region.zones': region 'a' has an empty path",
+            ),
+            ("[limits]\nreplication_mbps = 0", "'limits.replication_mbps': 0 is not between 1 and 1000000"),
             ("public_host = \"a/b\"", "'public_host'"),
             ("tenant_id = \"x\"", "tenant_id"),
         ] {

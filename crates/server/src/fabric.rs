@@ -186,6 +186,31 @@ impl Fabric {
         Ok(join_all(self.region(region)?.zones.iter().map(Zone::store)).await)
     }
 
+    /// As [`Fabric::zones`], of those that were ever opened: `None` for one that nobody needed yet. For what looks at all
+    /// stores and must not make any.
+    ///
+    /// # Errors
+    /// When the region is not configured.
+    pub async fn zones_in_use(
+        &self,
+        region: &Region,
+    ) -> Result<Vec<Option<Result<content::Store, FabricError>>>, FabricError> {
+        let open = async |zone: &Zone| match zone.was_opened() {
+            true => Some(zone.store().await),
+            false => None,
+        };
+        Ok(join_all(self.region(region)?.zones.iter().map(open)).await)
+    }
+
+    /// The store of one zone, by its index.
+    ///
+    /// # Errors
+    /// When there is no such zone or it cannot be used now.
+    pub async fn zone(&self, region: &Region, index: usize) -> Result<content::Store, FabricError> {
+        let zone = self.region(region)?.zones.get(index);
+        zone.ok_or_else(|| FabricError::UnknownRegion(region.clone()))?.store().await
+    }
+
     /// The stores of a region that can be used now, at least one.
     ///
     /// # Errors

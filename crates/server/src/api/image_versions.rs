@@ -94,7 +94,7 @@ fn plan_in(
         target.map_or(profile.storage_account_type, |target| profile.storage_account_type_in(target));
     let replicas = target.map_or(profile.replica_count, |target| profile.replicas_in(target));
     let name = region.display_name();
-    CopyPlan::of_version(offers, &name, definition, storage, replicas, profile.replication_mode)
+    CopyPlan::of_version(offers, name, definition, storage, replicas, profile.replication_mode)
 }
 
 /// Refuses what the regions cannot keep.

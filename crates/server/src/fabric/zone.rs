@@ -85,6 +85,11 @@ impl Zone {
         &self.location
     }
 
+    /// Whether a store was ever opened here.
+    pub(super) fn was_opened(&self) -> bool {
+        self.seen.exists()
+    }
+
     /// The store, which is there now.
     pub(super) async fn store(&self) -> Result<content::Store, FabricError> {
         let mut state = self.state.lock().await;

@@ -99,8 +99,8 @@ pub(crate) async fn follow(state: AppState, stop: CancellationToken) {
 }
 
 async fn look(state: &AppState, region: &Region) -> Result<(), StoreError> {
-    let zones = state.fabric.zones(region).await.unwrap_or_default();
-    let stores = zones.into_iter().enumerate().filter_map(|(zone, store)| Some((zone, store.ok()?.id())));
+    let zones = state.fabric.zones_in_use(region).await.unwrap_or_default();
+    let stores = zones.into_iter().enumerate().filter_map(|(zone, store)| Some((zone, store?.ok()?.id())));
     let stores: Vec<(usize, Uuid)> = stores.collect();
     state
         .store

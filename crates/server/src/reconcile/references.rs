@@ -100,8 +100,17 @@ pub(crate) async fn follow(state: AppState, stop: CancellationToken) {
     }
 }
 
-/// The references of a zone, as they were when the pass began.
-struct Zone {
+/// A zone, as it was when the pass began.
+enum Zone {
+    /// It cannot be looked at.
+    Away,
+    /// Nobody needed it yet: there is no store.
+    Unused,
+    Looked(Looked),
+}
+
+/// A zone's references.
+struct Looked {
     store: Store,
     references: Vec<StoredReference>,
     /// The same, to look one up.
@@ -109,8 +118,17 @@ struct Zone {
     images: BTreeSet<ManifestId>,
 }
 
-/// By region, its zones in their order; `None` for one that is away.
-type Actual = BTreeMap<Region, Vec<Option<Zone>>>;
+impl Zone {
+    fn looked(&self) -> Option<&Looked> {
+        match self {
+            Self::Looked(looked) => Some(looked),
+            Self::Away | Self::Unused => None,
+        }
+    }
+}
+
+/// By region, its zones in their order.
+type Actual = BTreeMap<Region, Vec<Zone>>;
 
 /// One pass over all regions.
 ///
@@ -137,18 +155,22 @@ pub(crate) async fn pass(state: &AppState) -> Result<Report, StoreError> {
 async fn actual(state: &AppState, report: &mut Report) -> Actual {
     let mut actual = Actual::new();
     for region in state.config.regions.iter().map(|region| &region.name) {
-        let zones = state.fabric.zones(region).await.unwrap_or_default();
+        let zones = state.fabric.zones_in_use(region).await.unwrap_or_default();
         let mut looked = Vec::with_capacity(zones.len());
         for zone in zones {
             let references = match zone {
-                Ok(store) => {
+                None => {
+                    looked.push(Zone::Unused);
+                    continue;
+                }
+                Some(Ok(store)) => {
                     let read = store.references().await.map(|references| (store, references));
                     read.map_err(|error| chain(&error))
                 }
-                Err(error) => Err(chain(&error)),
+                Some(Err(error)) => Err(chain(&error)),
             };
             looked.push(match references {
-                Ok((store, references)) => Some(Zone {
+                Ok((store, references)) => Zone::Looked(Looked {
                     held: references.iter().map(|one| (one.manifest, one.owner.clone())).collect(),
                     images: references.iter().map(|one| one.manifest).collect(),
                     store,
@@ -156,7 +178,7 @@ async fn actual(state: &AppState, report: &mut Report) -> Actual {
                 }),
                 Err(reason) => {
                     report.zones_away.push(reason);
-                    None
+                    Zone::Away
                 }
             });
         }
@@ -179,7 +201,7 @@ async fn fill_region(
     for want in desired.wants.iter().filter(|want| want.region == *region) {
         let copies = place(state, want, zones, actual, &mut report).await;
         if let Some(version) = &want.version
-            && zones.iter().any(Option::is_some)
+            && !zones.iter().all(|zone| matches!(zone, Zone::Away))
         {
             let known = held.entry(version).or_insert(copies);
             known.held = known.held.min(copies.held);
@@ -195,7 +217,7 @@ async fn fill_region(
 async fn place(
     state: &AppState,
     want: &Want,
-    zones: &[Option<Zone>],
+    zones: &[Zone],
     actual: &Actual,
     report: &mut Report,
 ) -> PhysicalCopies {
@@ -204,24 +226,28 @@ async fn place(
     let mut copies: Vec<ZoneCopy> = zones
         .iter()
         .map(|zone| match zone {
-            None => ZoneCopy::Away,
-            Some(zone) if zone.held.contains(&key) => ZoneCopy::Held,
-            Some(_) => ZoneCopy::Missing,
+            Zone::Away => ZoneCopy::Away,
+            Zone::Looked(zone) if zone.held.contains(&key) => ZoneCopy::Held,
+            Zone::Looked(_) | Zone::Unused => ZoneCopy::Missing,
         })
         .collect();
     let CopyChanges { add, remove } = plan.changes(&copies);
     for index in add {
-        let Some(Some(zone)) = zones.get(index) else { continue };
         // Of this region first.
         let others = actual.iter().filter(|(other, _)| *other != region).flat_map(|(_, zones)| zones);
         let sources: Vec<Store> = zones
             .iter()
             .chain(others)
-            .flatten()
+            .filter_map(Zone::looked)
             .filter(|zone| zone.images.contains(manifest))
             .map(|zone| zone.store.clone())
             .collect();
-        match copy_to(&state.fabric, &zone.store, &sources, manifest, owner, |_| {}).await {
+        // Opened, and made if need be, only now that it is needed.
+        let copied = match state.fabric.zone(region, index).await {
+            Ok(target) => copy_to(&state.fabric, &target, &sources, manifest, owner, |_| {}).await,
+            Err(error) => Err(error.into()),
+        };
+        match copied {
             Ok(bytes) => {
                 tracing::info!(%region, zone = index + 1, owner, bytes, "made a copy of an image");
                 report.copies_made += 1;
@@ -236,7 +262,7 @@ async fn place(
         }
     }
     for index in remove {
-        let Some(Some(zone)) = zones.get(index) else { continue };
+        let Some(zone) = zones.get(index).and_then(Zone::looked) else { continue };
         match zone.store.remove_ref(manifest, owner).await {
             Ok(()) => {
                 report.references_removed += 1;
@@ -287,7 +313,7 @@ async fn sweep(
 ) -> Result<(), StoreError> {
     let mut strays = Vec::new();
     for (region, zones) in actual {
-        for zone in zones.iter().flatten() {
+        for zone in zones.iter().filter_map(Zone::looked) {
             for reference in &zone.references {
                 match desired.judge(state, region, &reference.manifest, &reference.owner).await? {
                     Verdict::Kept => {}

@@ -346,7 +346,7 @@ async fn references_without_an_owner_go_when_they_are_old() {
         let zone = gallery.zone(0).await;
         let database = &gallery.bed.server.state.store;
         let run = store::NewOperation {
-            resource_id: format!("{}/t", gallery.path),
+            resource_id: format!("{}/images/t", gallery.path),
             kind: "run".to_owned(),
             family: store::OperationFamily::ImageBuilder,
             location: "eastus".to_owned(),
