@@ -14,6 +14,9 @@ const STAGES: [(&str, &[&str]); 5] = [
     ("tests", &["test", "--workspace", "--locked", "--no-fail-fast"]),
 ];
 
+/// How long each fuzz target runs, the last stage: a minute for all.
+const FUZZ_SECONDS: u32 = 8;
+
 /// The documentation is for maintainers and has the private items: links to them are wanted.
 const RUSTDOCFLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
 
@@ -35,6 +38,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
             bail!("{name} failed after {seconds:.0} s");
         }
     }
+    println!("\n==> fuzzing: {FUZZ_SECONDS} s each target");
+    let started = Instant::now();
+    crate::fuzz::run(FUZZ_SECONDS)?;
+    times.push(("fuzzing", started.elapsed().as_secs_f64()));
     println!("\nAll stages passed:");
     for (name, seconds) in times {
         println!("  {name:<14} {seconds:>6.0} s");

@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod fuzz;
 #[cfg(test)]
 mod tidy;
 
@@ -24,12 +25,19 @@ enum Task {
     /// Measurements, each beside its goal.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// The fuzz targets of the disk formats.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Ci => ci::run(),
         Task::Bench(bench) => bench::run(bench),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,7 +14,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vmhost", &["content", "provision", "machine"]),
     ("build", &["model", "disk", "content", "vmhost"]),
     ("store", &["model"]),
-    ("server", &["model", "arm", "store", "content", "vmhost", "build"]),
+    ("server", &["model", "arm", "store", "disk", "content", "vmhost", "build"]),
     ("tintype", &["server", "vmhost", "disk", "content"]),
     ("xtask", &[]),
 ];

@@ -172,8 +172,31 @@ const IMAGE_BUILDER: ProviderVersions = ProviderVersions {
     ],
 };
 
+const STORAGE: ProviderVersions = ProviderVersions {
+    namespace: "Microsoft.Storage",
+    oldest: date(2015, 6, 15),
+    newest: date(2026, 12, 31),
+    listed: &[
+        "2025-08-01",
+        "2025-06-01",
+        "2025-01-01",
+        "2024-01-01",
+        "2023-05-01",
+        "2023-01-01",
+        "2022-09-01",
+        "2022-05-01",
+        "2021-09-01",
+        "2021-04-01",
+        "2019-06-01",
+        "2018-07-01",
+        "2017-10-01",
+        "2016-01-01",
+        "2015-06-15",
+    ],
+};
+
 fn provider(namespace: &str) -> Option<&'static ProviderVersions> {
-    [&RESOURCES, &COMPUTE, &IMAGE_BUILDER]
+    [&RESOURCES, &COMPUTE, &IMAGE_BUILDER, &STORAGE]
         .into_iter()
         .find(|provider| provider.namespace.eq_ignore_ascii_case(namespace))
 }
@@ -252,7 +275,7 @@ mod tests {
 
     #[test]
     fn listed_versions_are_accepted() {
-        for provider in [&RESOURCES, &COMPUTE, &IMAGE_BUILDER] {
+        for provider in [&RESOURCES, &COMPUTE, &IMAGE_BUILDER, &STORAGE] {
             for listed in provider.listed {
                 let any = ResourceType::new(format!("{}/any", provider.namespace));
                 assert_eq!(version(listed).check(&any, ""), Ok(()), "{listed}");

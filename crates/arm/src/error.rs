@@ -346,6 +346,7 @@ impl From<Violation> for ArmError {
     fn from(violation: Violation) -> Self {
         let (status, code) = match violation.rule {
             Rule::Name | Rule::Parameter => (400, "InvalidParameter"),
+            Rule::BadRequest => (400, "BadRequest"),
             Rule::Template => (400, "ValidationFailed"),
             Rule::Immutable => (409, "PropertyChangeNotAllowed"),
             Rule::Conflict => (409, "Conflict"),

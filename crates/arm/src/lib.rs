@@ -15,6 +15,7 @@
 //! To add a resource type: one file here with its shape, `parse` and `render`; its type in [`resource_type`].
 
 pub mod api_version;
+pub mod disk;
 pub mod error;
 pub mod gallery;
 pub mod image_definition;
@@ -25,6 +26,7 @@ pub mod resource_group;
 pub mod resource_id;
 pub mod resource_type;
 pub mod run_output;
+pub mod storage_account;
 pub mod time;
 pub mod virtual_machine;
 

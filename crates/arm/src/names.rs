@@ -3,6 +3,7 @@
 use model::image_definition::{Architecture, HyperVGeneration, OsState, OsType};
 use model::image_template::OnError;
 use model::image_version::{HostCaching, ReplicationMode, StorageAccountType};
+use model::managed_disk::{AccessMode, CreateOption, DiskSku, NetworkAccessPolicy};
 use model::virtual_machine::{DiskCreateOption, DiskDeleteOption};
 
 use model::gallery::SharingPermissions;
@@ -78,6 +79,44 @@ pub(crate) const DISK_CREATE_OPTIONS: Names<DiskCreateOption> = Names(&[
 ]);
 pub(crate) const DISK_DELETE_OPTIONS: Names<DiskDeleteOption> =
     Names(&[("Delete", DiskDeleteOption::Delete), ("Detach", DiskDeleteOption::Detach)]);
+
+pub(crate) const CREATE_OPTIONS: Names<CreateOption> = Names(&[
+    ("Empty", CreateOption::Empty),
+    ("Attach", CreateOption::Attach),
+    ("FromImage", CreateOption::FromImage),
+    ("Import", CreateOption::Import),
+    ("Copy", CreateOption::Copy),
+    ("Restore", CreateOption::Restore),
+    ("Upload", CreateOption::Upload),
+    ("CopyStart", CreateOption::CopyStart),
+    ("ImportSecure", CreateOption::ImportSecure),
+    ("UploadPreparedSecure", CreateOption::UploadPreparedSecure),
+    ("CopyFromSanSnapshot", CreateOption::CopyFromSanSnapshot),
+]);
+pub(crate) const DISK_SKUS: Names<DiskSku> = Names(&[
+    ("Standard_LRS", DiskSku::StandardLrs),
+    ("Premium_LRS", DiskSku::PremiumLrs),
+    ("StandardSSD_LRS", DiskSku::StandardSsdLrs),
+    ("UltraSSD_LRS", DiskSku::UltraSsdLrs),
+    ("Premium_ZRS", DiskSku::PremiumZrs),
+    ("StandardSSD_ZRS", DiskSku::StandardSsdZrs),
+    ("PremiumV2_LRS", DiskSku::PremiumV2Lrs),
+]);
+pub(crate) const SNAPSHOT_SKUS: Names<DiskSku> = Names(&[
+    ("Standard_LRS", DiskSku::StandardLrs),
+    ("Premium_LRS", DiskSku::PremiumLrs),
+    ("Standard_ZRS", DiskSku::StandardZrs),
+]);
+pub(crate) const NETWORK_ACCESS_POLICIES: Names<NetworkAccessPolicy> = Names(&[
+    ("AllowAll", NetworkAccessPolicy::AllowAll),
+    ("AllowPrivate", NetworkAccessPolicy::AllowPrivate),
+    ("DenyAll", NetworkAccessPolicy::DenyAll),
+]);
+pub(crate) const DIRECTORY_TOKENS: Names<bool> = Names(&[("AzureActiveDirectory", true), ("None", false)]);
+/// `None`, which the specification has as well, is no access.
+pub(crate) const ACCESS_MODES: Names<AccessMode> =
+    Names(&[("Read", AccessMode::Read), ("Write", AccessMode::Write)]);
+pub(crate) const FILE_FORMATS: Names<bool> = Names(&[("VHD", true), ("VHDX", false)]);
 
 #[cfg(test)]
 mod tests {

@@ -34,6 +34,8 @@ pub const IMAGE_TEMPLATES: ResourceType =
 /// An output of a template's last run.
 pub const RUN_OUTPUTS: ResourceType =
     ResourceType(Cow::Borrowed("Microsoft.VirtualMachineImages/imageTemplates/runOutputs"));
+/// A storage account.
+pub const STORAGE_ACCOUNTS: ResourceType = ResourceType(Cow::Borrowed("Microsoft.Storage/storageAccounts"));
 /// A user's identity.
 pub const USER_ASSIGNED_IDENTITIES: ResourceType =
     ResourceType(Cow::Borrowed("Microsoft.ManagedIdentity/userAssignedIdentities"));
@@ -48,6 +50,7 @@ const KNOWN: &[&ResourceType] = &[
     &VIRTUAL_MACHINES,
     &RUN_OUTPUTS,
     &IMAGE_TEMPLATES,
+    &STORAGE_ACCOUNTS,
     &USER_ASSIGNED_IDENTITIES,
 ];
 

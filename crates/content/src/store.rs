@@ -230,13 +230,15 @@ impl Store {
         let root = Path::default();
         let mut listing = self.inner.objects.list(None);
         while let Some(object) = listing.try_next().await.map_err(Error::objects("list", &root))? {
-            stats.stored_bytes += object.size;
             let name = object.location.as_ref();
-            match name.split_once('/') {
-                Some(("packs", _)) => stats.packs += 1,
-                Some(("index", _)) => stats.segments += 1,
-                _ => {}
+            match name.split_once('/').map_or(name, |(folder, _)| folder) {
+                "packs" => stats.packs += 1,
+                "index" => stats.segments += 1,
+                "refs" | "writers" | "given-up" | "condemned" | "store.json" => {}
+                // The folder may hold what is not the store's, such as blobs.
+                _ => continue,
             }
+            stats.stored_bytes += object.size;
         }
         for manifest in self.visible_images().await? {
             stats.manifests += 1;

@@ -4,7 +4,7 @@ use std::iter::Peekable;
 use std::ops::Range;
 use std::path::Path;
 
-use crate::raw::check_range;
+use crate::input::{Input, check_range};
 use crate::{BlockSource, Error, Extent, ExtentKind, Extents, Qcow2, Result};
 
 /// Overlays in one chain. A build makes one for each step; QEMU itself gets slow long before this.
@@ -21,11 +21,14 @@ impl Chain {
     /// Opens the layers, the lowest first. Refused: no layer, more than [`MAX_LAYERS`], and a layer that is smaller than
     /// the one below it (what shows through behind its end would depend on the reader).
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
-        if paths.is_empty() || paths.len() > MAX_LAYERS {
-            let reason = format!("{} layers; 1 to {MAX_LAYERS} are possible", paths.len());
-            return Err(Error::Chain { reason });
-        }
-        let layers = paths.iter().map(|path| Qcow2::open(path.as_ref())).collect::<Result<Vec<_>>>()?;
+        check_count(paths.len())?;
+        Self::from_inputs(paths.iter().map(|path| Input::open(path.as_ref())).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The same with files that are open already.
+    pub fn from_inputs(inputs: Vec<Input>) -> Result<Self> {
+        check_count(inputs.len())?;
+        let layers = inputs.into_iter().map(Qcow2::from_input).collect::<Result<Vec<_>>>()?;
         for pair in layers.windows(2) {
             if pair[1].virtual_size() < pair[0].virtual_size() {
                 let reason = format!(
@@ -40,6 +43,19 @@ impl Chain {
         }
         Ok(Self { layers })
     }
+
+    /// The lowest layer's path and the name of the file that it says to be an overlay of, if it says so.
+    pub(crate) fn lowest_backing(&self) -> Option<(&Path, &str)> {
+        let lowest = self.layers.first()?;
+        Some((lowest.path(), lowest.backing()?))
+    }
+}
+
+fn check_count(layers: usize) -> Result<()> {
+    if layers == 0 || layers > MAX_LAYERS {
+        return Err(Error::Chain { reason: format!("{layers} layers; 1 to {MAX_LAYERS} are possible") });
+    }
+    Ok(())
 }
 
 impl BlockSource for Chain {

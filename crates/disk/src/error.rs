@@ -1,11 +1,11 @@
-//! Why a disk file cannot be read.
+//! Why a disk file cannot be read or written.
 
 use std::path::PathBuf;
 
-/// The result of reading a disk file.
-pub type Result<T> = std::result::Result<T, Error>;
+/// The result of reading or writing a disk file.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A disk file that could not be read. Each message names the file, the cause and, where there is one, the remedy.
+/// A disk file that could not be read or written. Each message names the file, the cause and, where there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
@@ -56,6 +56,28 @@ pub enum Error {
     #[error("these layers are not one chain: {reason}")]
     Chain {
         /// Why.
+        reason: String,
+    },
+    /// The process that parses a file failed, or was ended for what it did.
+    #[error("the sandboxed reader of {} failed: {reason}", path.display())]
+    Reader {
+        /// The file.
+        path: PathBuf,
+        /// What happened; a limit or a signal by name.
+        reason: String,
+    },
+    /// There is a file where one was to be written.
+    #[error("{} exists; remove it, or ask for it to be replaced", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A format cannot hold this disk, or the program that writes it failed.
+    #[error("cannot write {}: {reason}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do instead.
         reason: String,
     },
 }

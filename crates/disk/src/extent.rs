@@ -33,7 +33,8 @@ pub enum ExtentKind {
 /// The extents of a source: sorted, disjoint, inside the disk.
 pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent>> + Send + 'a>;
 
-/// A disk, or the changes to one, that can be read sparsely. Implemented by [`crate::RawFile`] and [`crate::Chain`].
+/// A disk, or the changes to one, that can be read sparsely. Implemented by [`crate::RawFile`], [`crate::Chain`] and
+/// [`crate::sandbox::Reader`], among others.
 pub trait BlockSource: Send + Sync {
     /// The disk's size in bytes.
     fn logical_size(&self) -> u64;

@@ -1,23 +1,40 @@
-//! Disk files as sparse sources of bytes: raw files, and chains of the qcow2 overlays that our own QEMU wrote.
-//!
-//! Everything here is synchronous, never follows a name found inside a file, and treats file content as hostile: a guest
-//! can write whatever it likes into its overlay's data, and a crash can leave anything in the tables. A file either
-//! parses within the limits below or is refused with the reason.
+//! Disk files as sparse sources of bytes, in and out.
 //!
 //! ```text
-//!  content ── BlockSource ──┬── RawFile            one file, SEEK_HOLE / SEEK_DATA
-//!                           └── Chain ── Qcow2 ×n  overlays bottom → top, the chain is given, never read from headers
+//!  content ── BlockSource ─┬─ Chain ── Qcow2 ×n     overlays of our own QEMU, bottom → top, the chain is given
+//!                          ├─ RawFile               one file, SEEK_HOLE / SEEK_DATA
+//!                          └─ sandbox::Reader ──▶ child process ── image: raw, VHD, VHDX, qcow2, VMDK; gzip, xz, zstd
+//!  write ──▶ raw, VHD fixed and dynamic by ourselves; VHDX, qcow2, VMDK through qemu-img
 //! ```
+//!
+//! Everything here is synchronous, follows no name found inside a file but a VMDK descriptor's plain ones, and treats file
+//! content as hostile: a file either parses within the limits or is refused with the reason. Files from outside are
+//! parsed in a child process with nothing but their descriptors ([`sandbox`]); [`image`] is what runs there. The format is
+//! always declared, never probed: a guest can write any format's first bytes into its disk.
 
+mod blocks;
 mod chain;
 mod error;
 mod extent;
+mod format;
+pub mod image;
+mod inflate;
+mod input;
+mod packed;
 mod qcow2;
 mod raw;
+pub mod sandbox;
+mod table;
+pub mod vhd;
+mod vhdx;
+mod vmdk;
+pub mod write;
 
 pub use chain::{Chain, MAX_LAYERS};
 pub use error::{Error, Result};
 pub use extent::{BlockSource, Extent, ExtentKind, Extents};
+pub use format::{Format, Packing, UnknownName};
+pub use input::Input;
 pub use qcow2::Qcow2;
 pub use raw::RawFile;
 

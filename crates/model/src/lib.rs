@@ -24,6 +24,7 @@ pub mod image_definition;
 pub mod image_template;
 pub mod image_version;
 pub mod latest;
+pub mod managed_disk;
 pub mod names;
 pub mod operation;
 pub mod placement;
@@ -32,6 +33,7 @@ pub mod reference;
 pub mod region;
 pub mod resource_group;
 pub mod run_output;
+pub mod storage_account;
 pub mod tags;
 pub mod version_name;
 pub mod violation;
@@ -39,8 +41,8 @@ pub mod virtual_machine;
 pub mod vm_size;
 
 pub use names::{
-    GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName, SubscriptionId,
-    VmName,
+    DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ResourceGroupName, RunOutputName,
+    SubscriptionId, VmName,
 };
 pub use provisioning::{Failure, InvalidTransition, ProvisioningState};
 pub use reference::{ImageDefinitionRef, ImageVersionRef, ManifestRef, ResourceRef, VersionSelector};

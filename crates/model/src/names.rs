@@ -16,6 +16,8 @@ pub const RESOURCE_GROUP_NAME_CHARS_MAX: usize = 90;
 pub const GALLERY_NAME_CHARS_MAX: usize = 80;
 /// Longest image template or run output name (REFERENCE.md 4).
 pub const TEMPLATE_NAME_CHARS_MAX: usize = 64;
+/// Longest disk, snapshot or managed image name (Azure's limit).
+pub const DISK_NAME_CHARS_MAX: usize = 80;
 /// Longest virtual machine name (Azure's limit for Linux).
 pub const VM_NAME_CHARS_MAX: usize = 64;
 
@@ -128,6 +130,12 @@ name!(
     check_vm
 );
 name!(
+    /// A managed disk, a snapshot or a managed image: 1 to 80 of `A-Z a-z 0-9 _ - .`, first a letter, a digit or `_`, last
+    /// not `-` or `.`.
+    DiskName,
+    check_disk
+);
+name!(
     /// A subscription: a UUID with hyphens.
     SubscriptionId,
     check_subscription
@@ -175,6 +183,25 @@ fn check_image_definition(text: &str) -> Result<(), Violation> {
 
 fn check_vm(text: &str) -> Result<(), Violation> {
     check_entity(text, "vmName", VM_NAME_CHARS_MAX)
+}
+
+fn check_disk(text: &str) -> Result<(), Violation> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let fits = length_fits(text, DISK_NAME_CHARS_MAX)
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        && text.chars().all(allowed)
+        && !text.ends_with(['-', '.']);
+    fits.then_some(()).ok_or_else(|| {
+        let rest = DISK_NAME_CHARS_MAX - 1;
+        Violation::at(
+            Rule::Name,
+            "diskName",
+            format!(
+                r"The entity name {} is invalid according to its validation rule: ^[\w][\w-._]{{0,{rest}}}(?<![-.])$",
+                shown(text)
+            ),
+        )
+    })
 }
 
 fn check_entity(text: &str, target: &str, chars_max: usize) -> Result<(), Violation> {

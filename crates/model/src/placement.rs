@@ -4,12 +4,13 @@
 //!   LRS       first zone by definition, then the next ones; as many as replicas and zones     all of them count
 //!   ZRS       all three zones                                                                two of them count
 //!   Premium   as LRS; and hosts read the blocks ahead
-//!   in place  wherever it is already (shallow versions, VMs)                                  one counts
+//!   in place  wherever it is already (shallow versions, VMs, disks)                           one counts
 //! ```
 //!
 //! The decision is made again whenever somebody asks: only the answer to it, which zones hold the image, is in the stores.
 
 use crate::image_version::{ReplicationMode, StorageAccountType};
+use crate::managed_disk::DiskSku;
 use crate::violation::{Rule, Violation};
 
 /// Most zones of one region.
@@ -109,6 +110,20 @@ impl CopyPlan {
     #[must_use]
     pub fn everywhere(zones: RegionZones, name: &str) -> Self {
         Self { enough: 1, ..Self::copies(order(zones.count, name), zones.count) }
+    }
+
+    /// The plan for a disk or snapshot: one copy, where its bytes came from; in every zone if its SKU is zone-redundant,
+    /// where a region has several.
+    #[must_use]
+    pub fn of_disk(zones: RegionZones, name: &str, sku: DiskSku) -> Self {
+        match sku {
+            DiskSku::StandardZrs | DiskSku::PremiumZrs | DiskSku::StandardSsdZrs => Self::everywhere(zones, name),
+            DiskSku::StandardLrs
+            | DiskSku::PremiumLrs
+            | DiskSku::StandardSsdLrs
+            | DiskSku::UltraSsdLrs
+            | DiskSku::PremiumV2Lrs => Self { order: order(zones.count, name), ..Self::in_place(zones) },
+        }
     }
 
     /// The plan for what stays where it is.

@@ -9,6 +9,8 @@ pub enum Rule {
     Name,
     /// A property has a value outside its rule.
     Parameter,
+    /// The same where Azure's disks say `BadRequest` (RULES.md of the doctor, 2.5).
+    BadRequest,
     /// A property that may not change was changed.
     Immutable,
     /// The template as a whole is inconsistent (image builder's `ValidationFailed`).

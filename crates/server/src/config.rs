@@ -25,6 +25,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address of the HTTPS service; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Address on which blobs are served over plain HTTP too, for guests and clients without our certificate; `None`:
+    /// not at all. Accounts refuse it unless `supportsHttpsTrafficOnly` is false.
+    pub blob_listen: Option<SocketAddr>,
     /// Host name in the URLs that the service hands out; it is in the certificate.
     pub public_host: String,
     /// `sqlite:/path` or `postgres://…`; `None`: `sqlite:{data_dir}/tintype.db`.
@@ -41,6 +44,8 @@ pub struct Config {
     pub catalog: Vec<PathBuf>,
     /// This program, which runs the VMs' processes.
     pub program: PathBuf,
+    /// Folders of this host from which disks may be imported, as `sourceUri` or an image version's `uri`.
+    pub import_paths: Vec<PathBuf>,
     /// What fetches and guests may reach beyond the internet.
     pub network: NetworkConfig,
     /// Limits.
@@ -170,6 +175,7 @@ pub enum ConfigError {
 struct File {
     data_dir: Option<PathBuf>,
     listen: Option<SocketAddr>,
+    blob_listen: Option<SocketAddr>,
     public_host: Option<String>,
     database: Option<String>,
     tenant_id: Option<Uuid>,
@@ -177,6 +183,8 @@ struct File {
     subscription_name: Option<String>,
     #[serde(default)]
     catalog: Vec<PathBuf>,
+    #[serde(default)]
+    import_paths: Vec<PathBuf>,
     #[serde(default, alias = "regions")]
     region: Vec<FileRegion>,
     #[serde(default)]
@@ -235,6 +243,7 @@ impl Config {
         Config {
             data_dir: data_dir.to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            blob_listen: None,
             public_host: "localhost".to_owned(),
             database: None,
             tenant_id: Uuid::from_u128(0x1111_1111_1111_1111_1111_1111_1111_1111),
@@ -243,6 +252,7 @@ impl Config {
             subscription_name: "Tintype".to_owned(),
             regions: vec![region("eastus")],
             catalog: Vec::new(),
+            import_paths: Vec::new(),
             // Only a program whose file was removed while it runs has no path; spawning a VM says so then.
             program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("tintype")),
             network: NetworkConfig::default(),
@@ -352,11 +362,13 @@ impl File {
                 SubscriptionId::parse(&id).map_err(|e| value("subscription_id", e.message.to_string()))?;
         }
         config.listen = self.listen.unwrap_or(config.listen);
+        config.blob_listen = self.blob_listen;
         config.public_host = self.public_host.unwrap_or(config.public_host);
         config.database = self.database;
         config.tenant_id = self.tenant_id.unwrap_or(config.tenant_id);
         config.subscription_name = self.subscription_name.unwrap_or(config.subscription_name);
         config.catalog = self.catalog.into_iter().map(|path| folder.join(path)).collect();
+        config.import_paths = self.import_paths.into_iter().map(|path| folder.join(path)).collect();
         config.network.allow = self.network.allow;
         let (limits, file) = (&mut config.limits, self.limits);
         let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
@@ -449,6 +461,7 @@ mod tests {
             r#"
             data_dir = "/srv/tintype"
             listen = "0.0.0.0:9443"
+            blob_listen = "127.0.0.1:10000"
             public_host = "images.example.org"
             database = "postgres://tintype@/tintype"
             tenant_id = "7dbfbcb0-0000-4000-8000-000000000001"
@@ -490,6 +503,7 @@ mod tests {
         assert_eq!(config.limits.reconcile_interval, Duration::from_secs(60));
         assert_eq!(config.limits.replication_mbps, Some(100));
         assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
+        assert_eq!(config.blob_listen, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 10000))));
         assert_eq!(config.limits.jobs, 2);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(5));
         assert_eq!(config.network.allow, ["127.0.0.1:8000"]);

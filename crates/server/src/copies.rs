@@ -41,6 +41,15 @@ pub(crate) enum CopyError {
 }
 
 impl CopyError {
+    /// No zone that could be asked has the image.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            Self::Content(error) => matches!(error, content::Error::ManifestNotFound { .. }),
+            Self::TooFew { source, .. } => source.is_not_found(),
+            Self::Fabric(_) | Self::Refused(_) => false,
+        }
+    }
+
     /// Trying again does not help.
     pub(crate) fn is_permanent(&self) -> bool {
         use content::Error;
@@ -131,7 +140,7 @@ impl Bring<'_> {
                         tracing::warn!(%region, owner, error = chain(&error), "a zone was passed over");
                     }
                     // One that may pass is the better reason: then it is tried again.
-                    if failed.as_ref().is_none_or(CopyError::is_permanent) {
+                    if failed.as_ref().is_none_or(|known| known.is_permanent() || known.is_not_found()) {
                         failed = Some(error);
                     }
                 }

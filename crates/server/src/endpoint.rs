@@ -4,12 +4,18 @@
 use uuid::Uuid;
 
 /// Audiences of Azure itself, which clients ask for when they were pointed here by a proxy.
-const AZURE_AUDIENCES: [&str; 2] = ["https://management.azure.com", "https://management.core.windows.net"];
+const AZURE_AUDIENCES: [&str; 3] = [
+    "https://management.azure.com",
+    "https://management.core.windows.net",
+    // What clients of blobs ask for, whatever the account's address is.
+    "https://storage.azure.com",
+];
 
 /// The service's address.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     url: String,
+    origins: [String; 3],
     tenant_id: Uuid,
     audiences: Vec<String>,
 }
@@ -17,21 +23,33 @@ pub struct Endpoint {
 impl Endpoint {
     pub(crate) fn new(public_host: &str, port: u16, tenant_id: Uuid) -> Endpoint {
         let url = format!("https://{public_host}:{port}");
-        let hosts = [public_host, "localhost", "127.0.0.1"].map(|host| format!("https://{host}:{port}"));
+        let origins = [public_host, "localhost", "127.0.0.1"].map(|host| format!("https://{host}:{port}"));
         // Clients differ in whether the audience ends in a slash.
-        let audiences = hosts
+        let audiences = origins
             .iter()
             .map(String::as_str)
             .chain(AZURE_AUDIENCES)
             .flat_map(|host| [host.to_owned(), format!("{host}/")])
             .collect();
-        Endpoint { url, tenant_id, audiences }
+        Endpoint { url, origins, tenant_id, audiences }
     }
 
     /// `https://{host}:{port}`, without a slash at the end.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Addresses that lead here, each without a slash at the end.
+    #[must_use]
+    pub fn origins(&self) -> &[String] {
+        &self.origins
+    }
+
+    /// `primaryEndpoints.blob` of a storage account: path-style, because its host has no subdomains.
+    #[must_use]
+    pub fn blob_url(&self, account: &str) -> String {
+        format!("{}/{account}/", self.url)
     }
 
     /// The `iss` of every token.

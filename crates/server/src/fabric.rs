@@ -307,6 +307,19 @@ impl Fabric {
         Ok(self.region(region)?.key_file.clone())
     }
 
+    /// Where the bytes of a region's blobs lie: beside its images.
+    ///
+    /// # Errors
+    /// When the region is not configured.
+    pub fn blob_dir(&self, region: &Region) -> Result<PathBuf, FabricError> {
+        let blobs = match self.region(region)?.zones[0].location().as_folder() {
+            Some(folder) => folder.join("blobs"),
+            // Page blobs are written in place, which a bucket's objects cannot be.
+            None => self.data_dir.join("blobs").join(region.as_str()),
+        };
+        Ok(blobs)
+    }
+
     fn region(&self, region: &Region) -> Result<&Zones, FabricError> {
         self.regions.get(region).ok_or_else(|| FabricError::UnknownRegion(region.clone()))
     }

@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod blob;
 mod config;
 mod copies;
 mod endpoint;
@@ -17,10 +18,12 @@ pub mod fabric;
 pub mod http;
 pub mod jobs;
 mod reconcile;
+mod seal;
 mod secret_file;
 mod state;
 pub mod store_lock;
 mod tls;
+mod vhd;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Config, ConfigError, Limits, NetworkConfig, RegionConfig};
 pub use endpoint::Endpoint;
+pub use seal::SealError;
 pub use state::{AppState, Shared};
 pub use tls::{TlsError, install_crypto};
 
@@ -67,6 +71,14 @@ pub enum StartError {
         /// Cause.
         source: io::Error,
     },
+    /// The address for blobs over plain HTTP cannot be listened on.
+    #[error("cannot listen on {address} for blobs: {source}; choose another with 'blob_listen'")]
+    ListenForBlobs {
+        /// The address.
+        address: SocketAddr,
+        /// Cause.
+        source: io::Error,
+    },
     /// The database cannot be opened.
     #[error("cannot open the database: {0}")]
     Store(#[from] StoreError),
@@ -76,9 +88,15 @@ pub enum StartError {
     /// The signing key cannot be used.
     #[error(transparent)]
     Key(#[from] auth::KeyError),
+    /// The key for secrets in the database cannot be used.
+    #[error(transparent)]
+    Seal(#[from] seal::SealError),
     /// The host's folders or catalogue cannot be used.
     #[error(transparent)]
     Fabric(#[from] fabric::FabricError),
+    /// Disks cannot be served.
+    #[error(transparent)]
+    DiskExports(#[from] blob::disk_access::ExportsError),
     /// The first credentials cannot be set up.
     #[error(transparent)]
     Client(#[from] auth::ClientError),
@@ -88,6 +106,8 @@ pub enum StartError {
 pub struct Server {
     /// The address that it listens on.
     pub addr: SocketAddr,
+    /// The address on which blobs are served over plain HTTP, if the configuration wants it.
+    pub blob_addr: Option<SocketAddr>,
     /// `https://{public_host}:{port}`.
     pub url: String,
     /// Certificate of the authority, for clients to trust.
@@ -99,8 +119,9 @@ pub struct Server {
     stop: CancellationToken,
     connections: TaskTracker,
     listener: tokio::task::JoinHandle<()>,
-    /// What looks after virtual machines and stores.
-    followers: [tokio::task::JoinHandle<()>; 3],
+    plain: Option<tokio::task::JoinHandle<()>>,
+    /// What looks after blobs, virtual machines and stores.
+    followers: [tokio::task::JoinHandle<()>; 4],
     engine: Engine,
     _lock: std::fs::File,
 }
@@ -128,17 +149,38 @@ impl Server {
         let listen = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
+        let (mut blob_listener, mut blob_addr) = (None, None);
+        if let Some(address) = config.blob_listen {
+            let listen = |source| StartError::ListenForBlobs { address, source };
+            let listener = TcpListener::bind(address).await.map_err(listen)?;
+            blob_addr = Some(listener.local_addr().map_err(listen)?);
+            blob_listener = Some(listener);
+        }
         let endpoint = Endpoint::new(&config.public_host, addr.port(), config.tenant_id);
 
         let fabric = fabric::Fabric::new(&config)?;
-        let state = AppState::new(Shared { config, store, fabric, endpoint, keys, clients });
+        let disk_exports = blob::disk_access::DiskExports::open(
+            &data_dir,
+            &fabric.block_cache_dir(),
+            fabric.block_cache_bytes_max(),
+        )?;
+        let sealer = seal::Sealer::load(&data_dir)?;
+        let state =
+            AppState::new(Shared { config, store, fabric, endpoint, disk_exports, keys, clients, sealer });
         reconcile::runs::undo_left_behind(&state).await;
         reconcile::virtual_machines::remove_strays(&state).await?;
         let app = http::front::app(&state);
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let max = state.config.limits.connections;
-        let served = http::serve::serve(listener, tls.config, app, max, stop.clone(), connections.clone());
+        let served =
+            http::serve::serve(listener, Some(tls.config), app, max, stop.clone(), connections.clone());
+        let plain = blob_listener.map(|listener| {
+            let app = http::front::blob_app(&state);
+            let served = http::serve::serve(listener, None, app, max, stop.clone(), connections.clone());
+            tokio::spawn(served)
+        });
         let followers = [
+            tokio::spawn(blob::objects::sweep(state.clone(), stop.clone())),
             tokio::spawn(reconcile::virtual_machines::follow(state.clone(), stop.clone())),
             tokio::spawn(reconcile::references::follow(state.clone(), stop.clone())),
             tokio::spawn(reconcile::gc::follow(state.clone(), stop.clone())),
@@ -147,6 +189,7 @@ impl Server {
         tracing::info!(%addr, url = state.endpoint.url(), "serving");
         Ok(Server {
             addr,
+            blob_addr,
             url: state.endpoint.url().to_owned(),
             ca_pem: tls.ca_pem,
             credentials: data_dir.join(auth::BOOTSTRAP_FILE),
@@ -154,6 +197,7 @@ impl Server {
             stop,
             connections,
             listener: tokio::spawn(served),
+            plain,
             followers,
             engine,
             _lock: lock,
@@ -168,9 +212,12 @@ impl Server {
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener panicked");
         }
+        if let Some(Err(error)) = futures::future::OptionFuture::from(self.plain).await {
+            tracing::error!(%error, "the plain listener panicked");
+        }
         for follower in self.followers {
             if let Err(error) = follower.await {
-                tracing::error!(%error, "what looks after the virtual machines or the stores panicked");
+                tracing::error!(%error, "what looks after blobs, virtual machines or stores panicked");
             }
         }
         self.connections.close();

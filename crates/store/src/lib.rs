@@ -1,5 +1,5 @@
 //! Everything that Tintype must remember: resources, the links between them, operations, jobs,
-//! run logs, settings and where versions are placed. One SQLite file, or PostgreSQL when there is
+//! run logs, settings, where versions are placed, and what the blobs of storage accounts are. One SQLite file, or PostgreSQL when there is
 //! more than one server or worker.
 //!
 //! ```text
@@ -31,6 +31,7 @@
 //! Why `sqlx::Any`: one SQL text, one suite. Only TEXT, BIGINT, BLOB and `$n` behave alike on both
 //! engines through it, so nothing else is used (JSON is TEXT, booleans are BIGINT).
 
+mod blobs;
 mod cells;
 mod claim;
 mod document;
@@ -48,6 +49,7 @@ mod settings;
 mod store;
 mod tx;
 
+pub use blobs::{BlobKey, BlobPage, BlobPart, BlobRow, ContainerRow, Garbage};
 pub use claim::{Claim, Heartbeat};
 pub use document::{Document, ProvisioningState};
 pub use error::StoreError;

@@ -60,6 +60,22 @@ impl Tx<'_> {
         self.fetch_optional("read a resource", query).await?.as_ref().map(document).transpose()
     }
 
+    /// The resource of this type with this name, as it is written, in whatever group it is: for types whose names are
+    /// unique in the service. The first by key if there are several.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`] if the row does not fit `T`; the database's own.
+    pub async fn find_by_name<T: DeserializeOwned>(
+        &mut self,
+        ty: &str,
+        name: &str,
+    ) -> Result<Option<Document<T>>, StoreError> {
+        let sql =
+            format!("SELECT {COLUMNS} FROM resources WHERE type = $1 AND name = $2 ORDER BY key LIMIT 1");
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(key_of(ty)).bind(name.to_owned());
+        self.fetch_optional("find a resource", query).await?.as_ref().map(document).transpose()
+    }
+
     /// Whether a resource with this id (any case) exists.
     ///
     /// # Errors

@@ -36,4 +36,14 @@ impl Tx<'_> {
         self.execute("write a setting", query).await?;
         Ok(())
     }
+
+    /// Removes the value under `key`; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn delete_setting(&mut self, key: &str) -> Result<(), StoreError> {
+        let query = sqlx::query("DELETE FROM settings WHERE key = $1").bind(key.to_owned());
+        self.execute("remove a setting", query).await?;
+        Ok(())
+    }
 }

@@ -21,6 +21,8 @@ macro_rules! both {
 }
 
 both! {
+    blobs::names_order_by_bytes_and_page,
+    blobs::objects_are_named_or_garbage,
     documents::round_trip_keeps_everything,
     documents::ids_compare_without_case,
     documents::insert_refuses_twice_and_orphans,

@@ -2,6 +2,7 @@
 
 mod completions;
 mod demo;
+mod disk_reader;
 mod serve;
 mod store;
 mod vmhost;
@@ -30,6 +31,8 @@ enum Command {
     Completions(completions::Arguments),
     #[command(hide = true)]
     Vmhost(vmhost::Arguments),
+    #[command(hide = true)]
+    DiskReader(disk_reader::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => return demo::main(arguments),
         Command::Store(arguments) => return store::main(arguments),
         Command::Completions(arguments) => return completions::main::<Cli>(&arguments),
+        Command::DiskReader(arguments) => return disk_reader::main(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

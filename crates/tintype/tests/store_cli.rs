@@ -225,7 +225,7 @@ fn an_overlay_is_put_on_its_base() {
     run("qemu-io", &["-f", "qcow2", "-c", "write -q -P 0xa5 3000000 70000", &overlay]);
 
     let whole = ["put", &overlay, "--region", "west", "--format", "qcow2"];
-    place.refused(1, &whole, &["backing file", "--base"]);
+    place.refused(1, &whole, &["is an overlay of", "base.raw"]);
     place.refused(1, &["put", &overlay, "--region", "west", "--base", &base], &["--format qcow2"]);
     let put = place.json(&[&whole[..], &["--base", &base]].concat());
     assert_eq!(put["new_blocks_bytes"], 2 * BLOCK);
@@ -381,12 +381,47 @@ fn mistakes_are_explained() {
 
     // A format that the file is not, and one that nobody declared.
     place.refused(1, &["put", &disk, "--region", "west", "--format", "qcow2"], &["disk.raw", "qcow2"]);
-    let qcow2 = place.text("disk.qcow2");
+    let qcow2 = place.text("unnamed");
     run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &disk, &qcow2]);
-    place.refused(1, &["put", &qcow2, "--region", "west"], &["looks like", "--format qcow2", "--format raw"]);
-    let declared = place.json(&["put", &qcow2, "--region", "west", "--format", "qcow2"]);
-    // qcow2 counts in sectors; the disk has no other size than these.
-    assert_eq!(declared["manifest"], manifest.as_str());
+    let undeclared = ["does not look like a raw disk", "--format qcow2", "--format raw"];
+    place.refused(1, &["put", &qcow2, "--region", "west"], &undeclared);
+}
+
+#[test]
+fn disks_go_in_and_out_in_every_format() {
+    let place = Place::new();
+    let disk = place.disk("disk.raw", 1);
+    // The smallest disk that Azure takes, so that a VHD need not be larger.
+    File::options().write(true).open(&disk).unwrap().set_len(20 << 20).unwrap();
+    let manifest = place.put(&disk, "west");
+    for (name, qemu) in
+        [("a.raw", "raw"), ("a.vhd", "vpc"), ("a.vhdx", "vhdx"), ("a.qcow2", "qcow2"), ("a.vmdk", "vmdk")]
+    {
+        let got = place.json(&["get", &manifest, name, "--region", "west"]);
+        let own = if qemu == "vpc" { "vhd" } else { qemu };
+        assert_eq!(got["format"], own);
+        run("qemu-img", &["compare", "-f", "raw", "-F", qemu, &disk, &place.text(name)]);
+        assert_eq!(place.put(name, "west"), manifest, "{name} by its name");
+        place.json(&["get", &manifest, "unnamed", "--region", "west", "--format", own, "--force"]);
+        let put = place.json(&["put", "unnamed", "--region", "west", "--format", own]);
+        assert_eq!(put["manifest"], manifest.as_str(), "{own}, declared");
+    }
+    place.json(&["get", &manifest, "b.vhd", "--region", "west", "--format", "vhd-dynamic"]);
+    let sizes = [place.path("b.vhd"), place.path("a.vhd")].map(|path| path.metadata().unwrap().len());
+    assert!(sizes[0] < sizes[1], "dynamic {} against fixed {}", sizes[0], sizes[1]);
+    assert_eq!(place.put("b.vhd", "west"), manifest);
+
+    run("xz", &["-0", "--keep", &place.text("a.vhdx")]);
+    assert_eq!(place.put("a.vhdx.xz", "west"), manifest);
+    std::fs::rename(place.path("a.vhdx.xz"), place.path("packed")).unwrap();
+    place.refused(1, &["put", "packed", "--region", "west"], &["--packing xz"]);
+    let packed = ["put", "packed", "--region", "west", "--format", "vhdx", "--packing", "xz"];
+    assert_eq!(place.json(&packed)["manifest"], manifest.as_str());
+    // Everything that was half written on the way is gone.
+    let left = std::fs::read_dir(&place.dir)
+        .unwrap()
+        .filter(|file| file.as_ref().is_ok_and(|file| file.file_name().as_encoded_bytes().starts_with(b".")));
+    assert_eq!(left.count(), 0);
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! Every PUT example of our types is accepted, and what it sets comes back.
 
 use arm::{
-    ApiVersion, ArmError, Context, ResourceId, gallery, image_definition, image_template, image_version,
-    virtual_machine,
+    ApiVersion, ArmError, Context, ResourceId, disk, gallery, image_definition, image_template,
+    image_version, virtual_machine,
 };
 use model::content::DiskContent;
 use model::gallery::Gallery;
 use model::image_definition::{HyperVGeneration, ImageDefinition, OsType};
 use model::image_template::ImageTemplate;
 use model::image_version::ImageVersion;
+use model::managed_disk::{DiskKind, ManagedDisk};
 use model::virtual_machine::{ResolvedImage, VirtualMachine};
 use model::{
-    GalleryName, ImageDefinitionName, ImageTemplateName, ManifestRef, Region, Timestamp, VersionName, VmName,
+    DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ManifestRef, Region, Timestamp,
+    VersionName, VmName,
 };
 use serde_json::Value;
 
@@ -46,6 +48,8 @@ const NOT_CLAIMED: &[(&str, &str)] = &[
         "names and storage types of data disks are chosen with the disks",
     ),
     ("properties.storageProfile.osDisk.managedDisk.storageAccountType", "chosen with the disk"),
+    ("properties.purchasePlan", "an image's plan does not become its disks' here"),
+    ("properties.supportedCapabilities.acceleratedNetwork", "platform images say nothing of it here"),
     ("properties.softDeletePolicy", "one example answers with a policy that it did not ask for"),
     (
         "properties.networkProfile.networkInterfaces",
@@ -108,8 +112,27 @@ fn render(
                 &Context { id, extra: &parsed.extra },
             )
         }
+        "Disks_CreateOrUpdate" => managed_disk(DiskKind::Disk, id, body, version, azure)?,
+        "Snapshots_CreateOrUpdate" => managed_disk(DiskKind::Snapshot, id, body, version, azure)?,
         other => panic!("no renderer for {other}"),
     })
+}
+
+fn managed_disk(
+    kind: DiskKind,
+    id: &ResourceId,
+    body: Value,
+    version: &ApiVersion,
+    azure: &Value,
+) -> Result<Value, ArmError> {
+    let parsed = disk::parse(kind, body, version)?;
+    let name = DiskName::parse(id.name())?;
+    let mut disk = ManagedDisk::create(name, kind, parsed.data, uuid::Uuid::nil(), Timestamp::UNIX_EPOCH);
+    // The image tells it.
+    if azure["properties"]["hyperVGeneration"] == "V1" {
+        disk.facts.hyper_v_generation = Some(HyperVGeneration::V1);
+    }
+    Ok(disk::render(&disk, disk::Form::Whole, &Context { id, extra: &parsed.extra }))
 }
 
 /// What only the image can tell: the answer shows it.
@@ -130,6 +153,8 @@ const OPERATIONS: &[&str] = &[
     "GalleryImageVersions_CreateOrUpdate",
     "VirtualMachineImageTemplates_CreateOrUpdate",
     "VirtualMachines_CreateOrUpdate",
+    "Disks_CreateOrUpdate",
+    "Snapshots_CreateOrUpdate",
 ];
 
 #[test]

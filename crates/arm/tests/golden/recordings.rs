@@ -3,14 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 
 use arm::{
-    ApiVersion, Context, ResourceId, gallery, image_definition, image_template, image_version, resource_type,
+    ApiVersion, Context, ResourceId, disk, gallery, image_definition, image_template, image_version,
+    resource_type,
 };
+use model::content::DiskContent;
 use model::gallery::Gallery;
-use model::image_definition::ImageDefinition;
+use model::image_definition::{Architecture, HyperVGeneration, ImageDefinition, OsType};
 use model::image_template::{ImageSource, ImageTemplate, ResolvedIdentity, Sha256};
 use model::image_version::{ImageVersion, VersionState};
+use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, DiskKind, ManagedDisk};
 use model::{
-    GalleryName, ImageDefinitionName, ImageTemplateName, ProvisioningState, Region, Timestamp, VersionName,
+    DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ManifestRef, ProvisioningState, Region,
+    Timestamp, VersionName,
 };
 use serde_json::{Map, Value};
 
@@ -22,6 +26,7 @@ enum Held {
     Definition(Box<ImageDefinition>),
     Version(Box<ImageVersion>),
     Template(Box<ImageTemplate>),
+    Disk(Box<ManagedDisk>),
 }
 
 #[derive(Default)]
@@ -61,6 +66,8 @@ fn recorded_answers_are_ours() {
         resource_type::GALLERY_IMAGES,
         resource_type::GALLERY_IMAGE_VERSIONS,
         resource_type::IMAGE_TEMPLATES,
+        resource_type::DISKS,
+        resource_type::SNAPSHOTS,
     ] {
         for method in ["PUT", "GET"] {
             let count = compared.get(&format!("{method} {kind}")).copied().unwrap_or_default();
@@ -86,6 +93,8 @@ impl World {
             resource_type::GALLERY_IMAGES,
             resource_type::GALLERY_IMAGE_VERSIONS,
             resource_type::IMAGE_TEMPLATES,
+            resource_type::DISKS,
+            resource_type::SNAPSHOTS,
         ];
         let success = response["status"].as_u64().is_some_and(|status| status < 300);
         let expanded = query.contains('$') || query.contains("%24");
@@ -102,7 +111,12 @@ impl World {
             _ => return Ok(()),
         }
         let (id, held, extra) = &self.held[&id.key()];
-        let actual = render(id, held, extra);
+        let actual = match held {
+            Held::Disk(disk) if method == "PUT" => {
+                disk::render(disk, disk::Form::Accepted, &Context { id, extra })
+            }
+            held => render(id, held, extra),
+        };
         let (expected, actual) = (masked(expected), masked(&actual));
         // A gallery that was shared meanwhile, a run that was started: other operations' effects.
         if method == "GET"
@@ -161,6 +175,19 @@ impl World {
                 };
                 (Held::Version(Box::new(version)), parsed.extra)
             }
+            (kind, before) if kind == resource_type::DISKS || kind == resource_type::SNAPSHOTS => {
+                let kind = if kind == resource_type::DISKS { DiskKind::Disk } else { DiskKind::Snapshot };
+                let parsed = disk::parse(kind, body, version).map_err(text)?;
+                parsed.data.check(kind).map_err(|error| error.message)?;
+                let name = DiskName::parse(id.name()).map_err(|error| error.message)?;
+                let mut disk = ManagedDisk::create(name, kind, parsed.data.clone(), uuid::Uuid::nil(), now);
+                if let Some((_, Held::Disk(old), _)) = before {
+                    disk = *old;
+                    disk.update(parsed.data, now).map_err(|error| error.message)?;
+                    disk.provisioning = ProvisioningState::Updating;
+                }
+                (Held::Disk(Box::new(disk)), parsed.extra)
+            }
             _ => {
                 let parsed = image_template::parse(body, version).map_err(text)?;
                 let name = ImageTemplateName::parse(id.name()).map_err(|error| error.message)?;
@@ -203,6 +230,7 @@ impl World {
                     };
                 }
             }
+            Held::Disk(disk) if succeeded => settle_disk(disk, properties),
             Held::Template(template) => {
                 template.provisioning = if succeeded { ProvisioningState::Succeeded } else { return };
                 resolve(template, azure);
@@ -210,6 +238,31 @@ impl World {
             _ => {}
         }
     }
+}
+
+fn settle_disk(disk: &mut ManagedDisk, properties: &Value) {
+    disk.provisioning = ProvisioningState::Succeeded;
+    disk.unique_id = properties["uniqueId"].as_str().and_then(|id| id.parse().ok()).expect("a uniqueId");
+    disk.created = properties["timeCreated"].as_str().and_then(|at| at.parse().ok()).expect("a moment");
+    let fact = |name: &str, value: &str| properties[name] == value;
+    disk.facts.os_type = fact("osType", "Linux").then_some(OsType::Linux);
+    disk.facts.hyper_v_generation = fact("hyperVGeneration", "V1").then_some(HyperVGeneration::V1);
+    let x64 = properties["supportedCapabilities"]["architecture"] == "x64";
+    disk.facts.architecture = x64.then_some(Architecture::X64);
+    let source = properties["creationData"]["sourceUniqueId"].as_str();
+    disk.facts.unique_id = source.and_then(|id| id.parse().ok());
+    disk.bytes = match properties["diskSizeBytes"].as_u64() {
+        Some(size_bytes) => {
+            let manifest = ManifestRef::parse("m").expect("a reference");
+            DiskBytes::Stored(DiskContent { manifest, size_bytes })
+        }
+        None => DiskBytes::Upload { bytes: disk.spec.creation.upload_bytes.expect("an upload") },
+    };
+    let active = properties["diskState"] == "ActiveSAS";
+    let moment = Timestamp::UNIX_EPOCH;
+    let access =
+        DiskAccess { id: uuid::Uuid::nil(), mode: AccessMode::Read, granted: moment, expires: moment };
+    disk.access = active.then_some(access);
 }
 
 fn regions(spec: &model::image_version::ImageVersionSpec) -> Vec<Region> {
@@ -246,6 +299,7 @@ fn render(id: &ResourceId, held: &Held, extra: &Map<String, Value>) -> Value {
         Held::Definition(definition) => image_definition::render(definition, &context),
         Held::Version(version) => image_version::render(version, image_version::Expand::default(), &context),
         Held::Template(template) => image_template::render(template, &context),
+        Held::Disk(disk) => disk::render(disk, disk::Form::Whole, &context),
     }
 }
 

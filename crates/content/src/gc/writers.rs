@@ -33,7 +33,11 @@ impl Store {
             let dead = record.process.as_ref().is_some_and(|process| process.is_dead());
             if dead || now.saturating_sub(record.renewed_unix_s) >= timeout.as_secs() {
                 tracing::info!(%id, dead, started_unix_s = record.started_unix_s, "giving a writer up");
-                self.give_up(&id).await?;
+                // Of a dead process nothing comes any more, unless a request of its is still under way in a network.
+                match dead && self.location().as_folder().is_some() {
+                    true => self.remove_writer(&id).await?,
+                    false => self.give_up(&id).await?,
+                }
                 given_up += 1;
             }
         }

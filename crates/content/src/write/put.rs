@@ -86,6 +86,18 @@ impl Store {
         self.put(source, None, owner_ref, &progress).await
     }
 
+    /// Puts what `source` holds on top of an image of this store: [`Store::commit_overlay`] for any source. With a source
+    /// that holds nothing and is larger, the disk has grown, and no data was read.
+    pub async fn put_over(
+        &self,
+        base: &ManifestId,
+        source: Arc<dyn BlockSource>,
+        owner_ref: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<PutReport> {
+        self.put(source, Some(base), owner_ref, &progress).await
+    }
+
     async fn put(
         &self,
         source: Arc<dyn BlockSource>,

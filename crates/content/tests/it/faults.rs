@@ -48,8 +48,8 @@ fn check(error: &Error) {
             | Error::Location { .. }
     );
     assert!(known, "{error:?}");
-    let named =
-        ["packs/", "pack ", "index", "refs/", "store", "manifest"].iter().any(|part| text.contains(part));
+    // Objects are quoted; packs, images and stores are said to be such.
+    let named = ["`", "pack ", "image ", "store "].iter().any(|part| text.contains(part));
     assert!(named, "{text}");
 }
 

@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod faulty;
 mod gc;
+mod kill;
 mod nbd;
 mod remote;
 mod repair;

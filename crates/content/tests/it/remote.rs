@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::servers::{self, azure, azurite, moto, options, s3};
+use crate::servers::{self, azure, azurite, gcs, moto, options, s3};
 use crate::support::{BLOCK, MIB, Place, noise, open, put, qcow2, read_all, run, text};
 
 /// Segments in a mirror folder.
@@ -170,6 +170,26 @@ async fn a_torn_mirror_is_mended() {
         let reader = Store::open_read_only_with(&location, &options).await.expect("open");
         assert!(read_all(&open(&reader, &id).await).await == disk);
     }
+}
+
+/// What Google's client asks is understood by a server of S3, but for the condition of a create: it must not be written to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_read_by_the_client_of_gcs() {
+    let place = Place::new();
+    let moto = moto();
+    let store = servers::open(&s3(moto.address, "gcs/x"), &options(&place, "s3")).await;
+    let disk = noise(4, 3 * MIB as usize);
+    let id = put(&store, &place.raw("disk.raw", &disk)).await.manifest;
+
+    let (location, options) = (gcs(moto.address, "gcs/x"), options(&place, "gcs"));
+    let reader = Store::open_read_only_with(&location, &options).await.expect("open");
+    assert_eq!(reader.id(), store.id());
+    assert!(read_all(&open(&reader, &id).await).await == disk);
+    assert_eq!(reader.refs(&id).await.expect("refs"), ["test"]);
+    let error =
+        Store::open_or_create_with(&location, "test", &options).await.expect_err("refused").to_string();
+    assert!(error.contains("If-None-Match"), "{error}");
+    assert_eq!(store.verify(&id).await.expect("verify").damaged_blocks, 0);
 }
 
 /// Connections that break in the middle of answers: reads go on where they stopped.

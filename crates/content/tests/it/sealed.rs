@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use content::{BlockCache, Error, Key, KeyRing, ManifestId, Store, StoreOptions, replicate};
+use content::{BlockCache, Error, GcOptions, Key, KeyRing, ManifestId, Store, StoreOptions, replicate};
 
 use crate::servers::{self, moto, options, s3};
 use crate::support::{BLOCK, MIB, Place, noise, open, put, read_all, text};
@@ -112,6 +112,27 @@ async fn keys_are_rotated() {
     }
     let error = open_folder(&place, "store", &[2]).await.expect_err("refused").to_string();
     assert!(error.contains(&ring(&[1]).current().id().to_string()), "{error}");
+}
+
+/// What a garbage collection packs anew is sealed with the current key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_seals_what_it_moves() {
+    let place = Place::new();
+    let old = open_folder(&place, "store", &[1]).await.expect("store");
+    let shared = noise(1, 40 * BLOCK);
+    let all =
+        put(&old, &place.raw("all.raw", &[shared.clone(), noise(2, 60 * BLOCK)].concat())).await.manifest;
+    let kept = put(&old, &place.raw("kept.raw", &shared)).await.manifest;
+    let rotated = open_folder(&place, "store", &[2, 1]).await.expect("store");
+    rotated.remove_ref(&all, "test").await.expect("remove");
+    let report = rotated.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
+    assert!(report.packs_removed >= 1 && report.bytes_moved > 0, "{report:?}");
+    assert!(read_all(&open(&rotated, &kept).await).await == shared);
+    assert_eq!(rotated.verify(&kept).await.expect("verify").damaged_blocks, 0);
+    let key_of = |path: &Path| std::fs::read(path).expect("pack")[32..48].to_vec();
+    let keys: Vec<_> = place.objects("store/packs").iter().map(|path| key_of(path)).collect();
+    let wanted = |seed: u8| blake3::hash(&[seed; 32]).as_bytes()[..16].to_vec();
+    assert!(keys.contains(&wanted(2)), "{keys:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -87,12 +87,18 @@ pub(crate) fn azure(address: SocketAddr, prefix: &str) -> StoreLocation {
     format!("az://{AZURITE_ACCOUNT}/images/{prefix}?endpoint=http://{address}").parse().expect("location")
 }
 
-/// Options with the credentials for both, and a mirror folder of this name.
+/// The same bucket of moto's by the protocol of Google's, which for reading is S3's in another dress.
+pub(crate) fn gcs(address: SocketAddr, prefix: &str) -> StoreLocation {
+    format!("gs://bucket/{prefix}?endpoint=http://{address}").parse().expect("location")
+}
+
+/// Options with the credentials for all, and a mirror folder of this name.
 pub(crate) fn options(place: &Place, mirror: &str) -> StoreOptions {
     let variables = [
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AZURE_STORAGE_ACCOUNT_KEY", AZURITE_KEY),
+        ("GOOGLE_BEARER_TOKEN", "test"),
     ];
     let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
     StoreOptions {

@@ -23,7 +23,7 @@ use store::{Document, Filter, Placement, PlacementState, StoreError, Tx};
 
 pub(crate) use publish::{NewVersion, existing_versions, publish_from_run, wait_ready};
 pub(crate) use resolve::resolve_gallery_image;
-pub(crate) use source::source_content;
+pub(crate) use source::{SourceDisk, SourceDisks, check_size, source_disks};
 
 use super::Begun;
 use super::galleries::{
@@ -181,11 +181,11 @@ async fn write(
                 check_regions(state, &parsed.data)?;
                 let (created, document, job) = match found {
                     None => {
-                        let document = create(tx, &definition, name, parsed).await?;
+                        let document = create(tx, state, &definition, name, parsed).await?;
                         (true, document, JobKind::CreateImageVersion)
                     }
                     Some(found) => {
-                        let (document, job) = update(tx, found, parsed).await?;
+                        let (document, job) = update(tx, state, found, parsed).await?;
                         (false, document, job)
                     }
                 };
@@ -224,6 +224,7 @@ async fn definition(tx: &mut Tx<'_>, id: &ResourceId) -> Result<Document<ImageDe
 
 async fn create(
     tx: &mut Tx<'_>,
+    state: &AppState,
     definition: &Document<ImageDefinition>,
     name: VersionName,
     parsed: Parsed<ImageVersionSpec>,
@@ -236,7 +237,7 @@ async fn create(
     let mut document = Document::new(&id, &location, column_state(&version.state), version)?;
     document.extra = parsed.extra;
     // The job looks again: a source may go away in between.
-    source_content(tx, &document).await?;
+    source_disks(tx, state, &document).await?;
     tx.insert(&mut document).await?;
     Ok(document)
 }
@@ -244,6 +245,7 @@ async fn create(
 /// What a PUT over a version changes, and the job that carries it out.
 async fn update(
     tx: &mut Tx<'_>,
+    state: &AppState,
     mut found: Document<ImageVersion>,
     parsed: Parsed<ImageVersionSpec>,
 ) -> Result<(Document<ImageVersion>, JobKind), ApiError> {
@@ -263,7 +265,7 @@ async fn update(
     };
     found.state = column_state(&found.data.state);
     if start_again {
-        source_content(tx, &found).await?;
+        source_disks(tx, state, &found).await?;
     }
     tx.update(&mut found).await?;
     wanted_placements(tx, &found).await?;

@@ -2,6 +2,7 @@
 //! a file, its line in [`routes`], its type in `providers.rs`, and, if deleting it is work, an arm in
 //! [`begin_delete`].
 
+pub(crate) mod disks;
 pub(crate) mod galleries;
 pub(crate) mod image_definitions;
 pub(crate) mod image_templates;
@@ -13,6 +14,8 @@ mod resource_groups;
 mod resources;
 pub(crate) mod run_outputs;
 pub(crate) mod runs;
+mod snapshots;
+pub(crate) mod storage_accounts;
 mod stores;
 mod subscriptions;
 mod tenants;
@@ -36,11 +39,14 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = galleries::routes(routes);
     let routes = image_definitions::routes(routes);
     let routes = image_versions::routes(routes);
+    let routes = disks::routes(routes);
+    let routes = snapshots::routes(routes);
     let routes = image_templates::routes(routes);
     let routes = run_outputs::routes(routes);
     let routes = runs::routes(routes);
     let routes = virtual_machines::routes(routes);
     let routes = platform_images::routes(routes);
+    let routes = storage_accounts::routes(routes);
     let routes = vm_endpoints::routes(routes);
     let routes = stores::routes(routes);
     lro::routes(routes)
@@ -81,6 +87,11 @@ pub(crate) async fn begin_delete(
         virtual_machines::TYPE => virtual_machines::begin_delete(tx, &document.key).await,
         image_templates::TYPE => image_templates::begin_delete(tx, &document.id).await,
         image_versions::TYPE => image_versions::begin_delete(tx, &document.key).await,
+        disks::TYPE | snapshots::TYPE => disks::begin_delete(tx, &document.key).await,
+        storage_accounts::TYPE => {
+            storage_accounts::begin_delete(tx, document).await?;
+            Ok(Begun::Deleted)
+        }
         _ => {
             tx.delete(&document.key).await?;
             Ok(Begun::Deleted)

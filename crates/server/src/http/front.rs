@@ -17,7 +17,8 @@ use super::extract::{Version, version};
 use super::path::ArmPath;
 use super::query::Query;
 use super::routes::{Route, Routes};
-use crate::{AppState, api, auth};
+use crate::blob::disk_access;
+use crate::{AppState, api, auth, blob};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("x-ms-correlation-request-id");
@@ -53,13 +54,26 @@ pub(crate) fn route_lists() -> (Vec<Route>, Vec<Route>) {
     (public.into_parts().1, arm.into_parts().1)
 }
 
-async fn front(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+/// Blobs alone, for the plain listener: tokens and secrets of ARM are not for the clear.
+pub(crate) fn blob_app(state: &AppState) -> Router {
+    let serve = |State(state): State<AppState>, request: Request| blob::service::serve(state, request);
+    Router::new().fallback(serve).with_state(state.clone())
+}
+
+async fn front(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    // Before paths are made canonical: names of blobs are anything, and signatures cover what was sent.
+    let (parts, body) = request.into_parts();
+    let is_blob = blob::route::is_blob(&state, &parts).await;
+    let mut request = Request::from_parts(parts, body);
+    if is_blob {
+        return blob::service::serve(state, request).await;
+    }
     let ids = Ids::of(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match canonical(&mut request) {
         Err(error) => error.into_response(),
         Ok(()) => {
-            let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+            let answer = AssertUnwindSafe(route(&state, request, next)).catch_unwind();
             match tokio::time::timeout(state.config.limits.request_timeout, answer).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(panic)) => {
@@ -75,6 +89,14 @@ async fn front(State(state): State<AppState>, mut request: Request, next: Next) 
     tracing::info!(request.id = %ids.request, %method, path, status = response.status().as_u16(), "request");
     ids.write(response.headers_mut());
     response
+}
+
+/// Disk access URLs carry their own permission; everything else goes to the router.
+async fn route(state: &AppState, request: Request, next: Next) -> Response {
+    match request.extensions().get::<ArmPath>().cloned() {
+        Some(path) if disk_access::is_ours(&path) => disk_access::answer(state, &path, request).await,
+        _ => next.run(request).await,
+    }
 }
 
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -16,6 +16,7 @@ use super::extract::Version;
 use super::path::ArmPath;
 use super::query::Query;
 use super::routes::Routes;
+use crate::api::disks;
 use crate::{AppState, Endpoint};
 
 const AZURE_ASYNC_OPERATION: HeaderName = HeaderName::from_static("azure-asyncoperation");
@@ -131,6 +132,7 @@ async fn poll(
         let message = format!("The operation '{}' could not be found.", path.text());
         return Err(ApiError::new(404, "NotFound", message));
     };
+    let operation = signed(&state, operation);
     let monitor = query.get("monitor").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     if monitor || operation.family == OperationFamily::ResourceGroup {
         return Ok(monitored(&state.endpoint, &operation, &version));
@@ -140,6 +142,17 @@ async fn poll(
         response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S);
     }
     Ok(response)
+}
+
+/// Disk access URLs are kept without their signature.
+fn signed(state: &AppState, mut operation: Operation) -> Operation {
+    // Of no other kind: a result that a client had a hand in must not be signed.
+    if operation.kind == disks::BEGIN_ACCESS
+        && let OperationState::Ended { end: OperationEnd::Succeeded(Some(result)), .. } = &mut operation.state
+    {
+        *result = state.disk_exports.key.sign_result(result.take());
+    }
+    operation
 }
 
 /// The `Location` form: 202 until the end, then the bare result or the error.

@@ -1,15 +1,17 @@
-//! HTTPS: the accept loop, its limits, and a stop that lets requests end.
+//! HTTPS, and plain HTTP for blobs: the accept loop, its limits, and a stop that lets requests end.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -27,16 +29,25 @@ const MAX_HEADERS: usize = 100;
 /// Pause after accept failed, which is mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop` is cancelled; `connections` then tells when the last one has ended.
+/// Who is at the other end of a connection: an extension of each of its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// The address that it connected from.
+    pub(crate) ip: IpAddr,
+    /// Whether TLS is between us.
+    pub(crate) secure: bool,
+}
+
+/// Serves until `stop` is cancelled, over TLS if `tls` is given; `connections` then tells when the last one has ended.
 pub(crate) async fn serve(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: Option<Arc<ServerConfig>>,
     app: Router,
     max_connections: usize,
     stop: CancellationToken,
     connections: TaskTracker,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
+    let acceptor = tls.map(TlsAcceptor::from);
     let free = Arc::new(Semaphore::new(max_connections));
     loop {
         let accepted = tokio::select! {
@@ -44,8 +55,9 @@ pub(crate) async fn serve(
             accepted = accept(&listener, &free) => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => {
-                let (acceptor, app, stop) = (acceptor.clone(), app.clone(), stop.clone());
+            Ok((stream, ip, permit)) => {
+                let (acceptor, stop) = (acceptor.clone(), stop.clone());
+                let app = app.clone().layer(Extension(Peer { ip, secure: acceptor.is_some() }));
                 connections.spawn(async move {
                     if let Err(error) = connection(stream, acceptor, app, stop).await {
                         tracing::debug!(%error, "connection ended");
@@ -65,22 +77,31 @@ pub(crate) async fn serve(
 async fn accept(
     listener: &TcpListener,
     free: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
     let permit = free.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer.ip(), permit))
 }
 
 async fn connection(
     stream: TcpStream,
-    acceptor: TlsAcceptor,
+    acceptor: Option<TlsAcceptor>,
     app: Router,
     stop: CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let Some(acceptor) = acceptor else { return requests(stream, app, stop).await };
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake took too long"))??;
+    requests(stream, app, stop).await
+}
+
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    app: Router,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::end_operation;
 use crate::AppState;
-use crate::http::error::chain;
+use crate::http::error::{ApiError, chain};
 
 /// Why a job did not work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,18 @@ impl JobFailure {
     #[must_use]
     pub fn error_object(&self) -> Value {
         json!({ "code": self.code, "message": self.message })
+    }
+}
+
+impl From<ApiError> for JobFailure {
+    /// What the API would answer is what the operation says.
+    fn from(error: ApiError) -> Self {
+        let object = error.error_object();
+        let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
+        match error.status().is_server_error() {
+            true => JobFailure::transient(text("code"), text("message")),
+            false => JobFailure::permanent(text("code"), text("message")),
+        }
     }
 }
 

@@ -1,14 +1,19 @@
 //! Gives an image version its bytes: finds them where its source has them, takes references of its own in the
 //! home region, and then does all that [`replicate_image_version`] does, in the same job.
 
-use model::image_version::{ImageVersion, VersionState};
+use std::collections::BTreeMap;
+
+use model::image_version::{ImageVersion, VersionContent, VersionState};
 use serde::{Deserialize, Serialize};
-use store::{Job, StoreError, Tx};
+use store::{Document, Job, StoreError, Tx};
 
 use super::context::{JobContext, JobFailure};
-use super::replicate_image_version::{self, bring_everywhere, manifests, version_reference};
-use crate::api::image_versions::{column_state, source_content, wanted_placements};
-use crate::copies::{CopyError, hold};
+use super::import_vhd;
+use super::replicate_image_version::{self, bring_everywhere, manifest_id, version_reference};
+use crate::api::image_versions::{
+    SourceDisk, SourceDisks, check_size, column_state, source_disks, wanted_placements,
+};
+use crate::copies;
 use crate::http::error::{ApiError, chain};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,26 +32,15 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
                 if document.data.state != VersionState::Creating {
                     return Ok(Some((document, None)));
                 }
-                let content = source_content(tx, &document).await?;
-                Ok::<_, ApiError>(Some((document, Some(content))))
+                let source = source_disks(tx, &context.state, &document).await?;
+                Ok::<_, ApiError>(Some((document, Some(source))))
             })
         })
         .await;
-    let Some((document, content)) = found.map_err(refusal)? else { return Ok(()) };
+    let Some((document, source)) = found? else { return Ok(()) };
     let home = document.data.spec.location.clone();
-    if let Some(content) = content {
-        let fabric = &context.state.fabric;
-        for manifest in manifests(&content)? {
-            hold(fabric, &home, &manifest, &version_reference(&version)).await.map_err(|error| {
-                let message = format!("The source's content cannot be read: {}", chain(&error));
-                match error {
-                    CopyError::Content(content::Error::ManifestNotFound { .. }) => {
-                        JobFailure::permanent("NotFound", message)
-                    }
-                    _ => JobFailure::transient("GalleryImageReplicationFailed", message),
-                }
-            })?;
-        }
+    if let Some(source) = source {
+        let content = hold(&context, &document, source).await?;
         let targets: Vec<_> =
             document.data.spec.publishing.target_regions.iter().map(|t| t.region.clone()).collect();
         // The home region is Replicating until `bring_everywhere` has seen to its reference, like any other: then a
@@ -78,14 +72,46 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     bring_everywhere(&context, &version, Some(home)).await
 }
 
-/// What the API says about a source is what the operation says.
-fn refusal(error: ApiError) -> JobFailure {
-    let object = error.error_object();
-    let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
-    match error.status().is_server_error() {
-        true => JobFailure::transient(text("code"), text("message")),
-        false => JobFailure::permanent(text("code"), text("message")),
+/// Gives the version references of its own to all its disks; a VHD is brought into the store for it.
+async fn hold(
+    context: &JobContext,
+    document: &Document<ImageVersion>,
+    source: SourceDisks,
+) -> Result<VersionContent, JobFailure> {
+    let reference = version_reference(&document.id);
+    let mut os_disk = None;
+    let mut data_disks = BTreeMap::new();
+    for (lun, disk) in source.disks {
+        let content = match disk {
+            SourceDisk::Stored(content) => {
+                let (fabric, home) = (&context.state.fabric, &document.data.spec.location);
+                let manifest = manifest_id(&content.manifest)?;
+                copies::hold(fabric, home, &manifest, &reference).await.map_err(|error| {
+                    let message = format!("The source's content cannot be read: {}", chain(&error));
+                    match error.is_not_found() {
+                        true => JobFailure::permanent("NotFound", message),
+                        false => JobFailure::transient("GalleryImageReplicationFailed", message),
+                    }
+                })?;
+                content
+            }
+            SourceDisk::Vhd(uri) => {
+                let content =
+                    import_vhd::import(context, &document.data.spec.location, &uri, &reference).await?;
+                check_size(&document.data.spec, &content)?;
+                content
+            }
+        };
+        match lun {
+            None => os_disk = Some(content),
+            Some(lun) => {
+                data_disks.insert(lun, content);
+            }
+        }
     }
+    let os_disk =
+        os_disk.ok_or_else(|| JobFailure::permanent("InternalServerError", "the source has no OS disk"))?;
+    Ok(VersionContent { os_disk, data_disks })
 }
 
 pub(super) async fn failed(tx: &mut Tx<'_>, job: &Job, failure: &JobFailure) -> Result<(), StoreError> {

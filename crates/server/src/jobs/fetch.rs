@@ -1,18 +1,22 @@
 //! Fetches what templates name by URL, on a user's behalf: only from addresses that the network policy allows,
-//! asked at every connection and redirect, without a proxy, and with bounds on size, time and redirects.
+//! asked at every connection and redirect, without a proxy, and with bounds on size, time and redirects. Blobs of this
+//! service itself are read without the network, and need a SAS as everywhere.
 
 use std::path::Path;
 use std::time::Duration;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use model::image_template::Sha256;
-use reqwest::header::LOCATION;
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
 use sha2::Digest;
 use tokio::io::AsyncWriteExt;
 use vmhost::{AllowEntry, NetPolicy, Outbound, host_addresses, resolve_allowed};
 
 use crate::http::error::chain;
+use crate::{AppState, blob};
 
 /// Most redirects that are followed.
 const REDIRECTS_MAX: usize = 5;
@@ -24,6 +28,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence of the server.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest `x-ms-error-code` that is shown.
+const STORAGE_CODE_BYTES_MAX: usize = 64;
 
 /// Bounds of one fetch.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +95,26 @@ impl From<std::io::Error> for Attempt {
 /// # Errors
 /// [`FetchError`]; the file may then be there in part.
 pub(crate) async fn fetch_to_file(
-    outbound: &Outbound,
+    state: &AppState,
+    url: &str,
+    path: &Path,
+    limits: FetchLimits,
+    progress: impl Fn(u64, Option<u64>),
+) -> Result<Fetched, FetchError> {
+    let source = Source { outbound: state.fabric.outbound(), own: Some(state) };
+    fetch(source, url, path, limits, progress).await
+}
+
+/// From where a fetch may read.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    outbound: &'a Outbound,
+    /// The service whose own blobs are read without the network.
+    own: Option<&'a AppState>,
+}
+
+async fn fetch(
+    source: Source<'_>,
     url: &str,
     path: &Path,
     limits: FetchLimits,
@@ -99,7 +125,7 @@ pub(crate) async fn fetch_to_file(
     let mut attempt = 1;
     loop {
         let tried =
-            tokio::time::timeout(limits.attempt_timeout, once(outbound, url, path, limits, &progress)).await;
+            tokio::time::timeout(limits.attempt_timeout, once(source, url, path, limits, &progress)).await;
         let tried = tried.unwrap_or_else(|_| {
             Err(Attempt::Passing(format!("it took more than {} s", limits.attempt_timeout.as_secs())))
         });
@@ -120,25 +146,25 @@ pub(crate) async fn fetch_to_file(
 }
 
 async fn once(
-    outbound: &Outbound,
+    source: Source<'_>,
     url: &str,
     path: &Path,
     limits: FetchLimits,
     progress: impl Fn(u64, Option<u64>),
 ) -> Result<Fetched, Attempt> {
     let bytes_max = limits.bytes_max;
-    let response = request(outbound, url).await?;
+    let answer = request(source, url).await?;
     let too_large =
         || Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched"));
-    let total = response.content_length();
+    let total = answer.length;
     if total.is_some_and(|total| total > bytes_max) {
         return Err(too_large());
     }
     let mut file = tokio::fs::File::create(path).await?;
     let (mut hash, mut bytes) = (sha2::Sha256::new(), 0u64);
-    let mut body = response.bytes_stream();
+    let mut body = answer.body;
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| Attempt::Passing(chain(&error.without_url())))?;
+        let chunk = chunk.map_err(Attempt::Passing)?;
         bytes += chunk.len() as u64;
         if bytes > bytes_max {
             return Err(too_large());
@@ -152,23 +178,29 @@ async fn once(
 }
 
 /// Sends GET, and follows redirects itself: each goes to a host that the policy must allow.
-async fn request(outbound: &Outbound, url: &str) -> Result<Response, Attempt> {
-    let policy = policy(outbound)?;
+async fn request(source: Source<'_>, url: &str) -> Result<Answer, Attempt> {
+    let policy = policy(source.outbound)?;
     let own = host_addresses()?;
     let mut url = Url::parse(url).map_err(|error| Attempt::Refused(format!("it is no URL: {error}")))?;
     for _ in 0..=REDIRECTS_MAX {
-        let response = hop(&policy, &own, &url).await?;
-        let status = response.status();
+        let answer = match source.own {
+            Some(state) => blob::own::get(state, &url).await.map(Answer::of_own),
+            None => None,
+        };
+        let answer = match answer {
+            Some(answer) => answer,
+            None => Answer::of_other(hop(&policy, &own, &url).await?),
+        };
+        let status = answer.status;
         if status.is_success() {
-            return Ok(response);
+            return Ok(answer);
         }
         if !status.is_redirection() {
-            let reason = format!("the server answered {status}");
+            let reason = answer.refusal(&url);
             let passing = status.is_server_error() || status.as_u16() == 429;
             return Err(if passing { Attempt::Passing(reason) } else { Attempt::Refused(reason) });
         }
-        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        let next = location.and_then(|location| url.join(location).ok());
+        let next = answer.location.as_deref().and_then(|location| url.join(location).ok());
         let next = next.ok_or_else(|| {
             Attempt::Refused(format!("the server answered {status} without a usable Location"))
         })?;
@@ -180,6 +212,57 @@ async fn request(outbound: &Outbound, url: &str) -> Result<Response, Attempt> {
         url = next;
     }
     Err(Attempt::Refused(format!("it redirects more than {REDIRECTS_MAX} times")))
+}
+
+/// What a server answered, this one or another.
+struct Answer {
+    status: StatusCode,
+    /// Where a redirect leads.
+    location: Option<String>,
+    /// What a storage service says is wrong.
+    storage_code: Option<String>,
+    length: Option<u64>,
+    body: BoxStream<'static, Result<Bytes, String>>,
+}
+
+impl Answer {
+    fn of_other(response: Response) -> Self {
+        let length = response.content_length();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes_stream().map_err(|error| chain(&error.without_url()));
+        Self::new(status, &headers, length, body.boxed())
+    }
+
+    fn of_own(response: axum::response::Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let length = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let body = body.into_data_stream().map_err(|error| chain(&error));
+        Self::new(parts.status, &parts.headers, length, body.boxed())
+    }
+
+    fn new(
+        status: StatusCode,
+        headers: &HeaderMap,
+        length: Option<u64>,
+        body: BoxStream<'static, Result<Bytes, String>>,
+    ) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let storage_code = text("x-ms-error-code").filter(|code| code.len() <= STORAGE_CODE_BYTES_MAX);
+        Self { status, location: text("location"), storage_code, length, body }
+    }
+
+    /// Why nothing is fetched; for a storage service also what would help.
+    fn refusal(&self, url: &Url) -> String {
+        let Some(code) = &self.storage_code else { return format!("the server answered {}", self.status) };
+        let remedy = match (self.status.as_u16(), url.query_pairs().any(|(name, _)| name == "sig")) {
+            (401 | 403 | 404 | 409, false) => "; a private blob needs a SAS in its address",
+            (401 | 403, true) => {
+                "; check that its SAS is whole, has not expired, and allows reading (sp=r) from here"
+            }
+            _ => "",
+        };
+        format!("the server answered {} ({code}){remedy}", self.status)
+    }
 }
 
 async fn hop(policy: &NetPolicy, own: &[std::net::IpAddr], url: &Url) -> Result<Response, Attempt> {

@@ -1,16 +1,20 @@
 //! Everything asynchronous. To add a job: a variant of [`JobKind`], its lines in the four matches below,
 //! and a file beside this one with its handler.
 
+pub(crate) mod commit_disk_upload;
 pub mod context;
+pub(crate) mod create_disk;
 pub(crate) mod create_image_template;
 pub(crate) mod create_image_version;
 pub(crate) mod create_virtual_machine;
+pub(crate) mod delete_disk;
 pub(crate) mod delete_image_template;
 pub(crate) mod delete_image_version;
 pub(crate) mod delete_resource_group;
 pub(crate) mod delete_virtual_machine;
 pub mod engine;
 pub(crate) mod fetch;
+pub(crate) mod import_vhd;
 pub(crate) mod look_after_store;
 pub(crate) mod make_platform_image;
 pub(crate) mod replicate_image_version;
@@ -50,6 +54,12 @@ pub enum JobKind {
     MakePlatformImage,
     /// Frees, checks or repairs a region's store.
     LookAfterStore,
+    /// Brings a disk or snapshot its bytes, or lets it grow.
+    CreateDisk,
+    /// Checks and stores the VHD that was uploaded to a disk.
+    CommitDiskUpload,
+    /// Lets go of a disk's bytes, then deletes it.
+    DeleteDisk,
 }
 
 /// What becomes of a job whose worker died.
@@ -83,7 +93,7 @@ impl Lane {
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 11] = [
+    pub const ALL: [JobKind; 14] = [
         JobKind::DeleteResourceGroup,
         JobKind::CreateImageVersion,
         JobKind::ReplicateImageVersion,
@@ -95,6 +105,9 @@ impl JobKind {
         JobKind::DeleteVirtualMachine,
         JobKind::MakePlatformImage,
         JobKind::LookAfterStore,
+        JobKind::CreateDisk,
+        JobKind::CommitDiskUpload,
+        JobKind::DeleteDisk,
     ];
 
     /// As the database names it.
@@ -112,6 +125,9 @@ impl JobKind {
             JobKind::DeleteVirtualMachine => "deleteVirtualMachine",
             JobKind::MakePlatformImage => "makePlatformImage",
             JobKind::LookAfterStore => "lookAfterStore",
+            JobKind::CreateDisk => "createDisk",
+            JobKind::CommitDiskUpload => "commitDiskUpload",
+            JobKind::DeleteDisk => "deleteDisk",
         }
     }
 
@@ -133,14 +149,15 @@ impl JobKind {
         }
     }
 
-    /// Which places it takes: runs wait for platform images and replication, VMs for platform images, and the
-    /// deletion of a group for the deletions in it.
+    /// Which places it takes: runs wait for platform images and replication, VMs and disks for platform images, and
+    /// the deletion of a group for the deletions in it.
     #[must_use]
     pub fn lane(self) -> Lane {
         match self {
-            JobKind::DeleteResourceGroup | JobKind::RunImageTemplate | JobKind::CreateVirtualMachine => {
-                Lane::Waiting
-            }
+            JobKind::DeleteResourceGroup
+            | JobKind::RunImageTemplate
+            | JobKind::CreateVirtualMachine
+            | JobKind::CreateDisk => Lane::Waiting,
             JobKind::CreateImageVersion
             | JobKind::ReplicateImageVersion
             | JobKind::DeleteImageVersion
@@ -148,7 +165,9 @@ impl JobKind {
             | JobKind::DeleteImageTemplate
             | JobKind::DeleteVirtualMachine
             | JobKind::MakePlatformImage
-            | JobKind::LookAfterStore => Lane::Working,
+            | JobKind::LookAfterStore
+            | JobKind::CommitDiskUpload
+            | JobKind::DeleteDisk => Lane::Working,
         }
     }
 
@@ -167,6 +186,9 @@ impl JobKind {
             JobKind::DeleteVirtualMachine => 20,
             JobKind::MakePlatformImage => 3,
             JobKind::LookAfterStore => 3,
+            JobKind::CreateDisk => 5,
+            JobKind::CommitDiskUpload => 5,
+            JobKind::DeleteDisk => 20,
         }
     }
 }
@@ -213,6 +235,9 @@ async fn run(kind: JobKind, context: JobContext) -> Result<(), JobFailure> {
         JobKind::DeleteVirtualMachine => delete_virtual_machine::run(context).await,
         JobKind::MakePlatformImage => make_platform_image::run(context).await,
         JobKind::LookAfterStore => look_after_store::run(context).await,
+        JobKind::CreateDisk => create_disk::run(context).await,
+        JobKind::CommitDiskUpload => commit_disk_upload::run(context).await,
+        JobKind::DeleteDisk => delete_disk::run(context).await,
     }
 }
 
@@ -231,6 +256,9 @@ async fn failed(tx: &mut Tx<'_>, kind: JobKind, job: &Job, failure: &JobFailure)
         JobKind::DeleteVirtualMachine => delete_virtual_machine::failed(tx, job, failure).await,
         JobKind::MakePlatformImage => make_platform_image::failed(tx, job, failure).await,
         JobKind::LookAfterStore => look_after_store::failed(tx, job, failure).await,
+        JobKind::CreateDisk => create_disk::failed(tx, job, failure).await,
+        JobKind::CommitDiskUpload => commit_disk_upload::failed(tx, job, failure).await,
+        JobKind::DeleteDisk => delete_disk::failed(tx, job, failure).await,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use content::ManifestId;
 use model::Region;
 use model::image_version::{ImageVersion, RegionReplication, VersionContent, VersionState};
+use model::managed_disk::{DiskSku, ManagedDisk};
 use model::placement::CopyPlan;
 use model::virtual_machine::VirtualMachine;
 use serde::de::DeserializeOwned;
@@ -13,8 +14,11 @@ use uuid::Uuid;
 
 use crate::AppState;
 use crate::api::image_versions::{TYPE as VERSIONS, copy_plan};
+use crate::api::disks::TYPE as DISKS;
+use crate::api::snapshots::TYPE as SNAPSHOTS;
 use crate::api::virtual_machines::TYPE as VIRTUAL_MACHINES;
 use crate::http::error::chain;
+use crate::jobs::create_disk::disk_reference;
 use crate::jobs::create_virtual_machine::image_reference;
 use crate::jobs::make_platform_image::{operation_resource, read_record, run_id};
 use crate::jobs::replicate_image_version::{manifest_id, version_reference};
@@ -65,6 +69,11 @@ impl Desired {
         }
         for document in all::<VirtualMachine>(state, VIRTUAL_MACHINES).await? {
             desired.add_vm(state, &document);
+        }
+        for ty in [DISKS, SNAPSHOTS] {
+            for document in all::<ManagedDisk>(state, ty).await? {
+                desired.add_disk(state, &document);
+            }
         }
         for image in state.fabric.catalog().images() {
             let digest = image.recipe_digest();
@@ -144,6 +153,26 @@ impl Desired {
         }
     }
 
+    fn add_disk(&mut self, state: &AppState, document: &Document<ManagedDisk>) {
+        let disk = &document.data;
+        let owner = disk_reference(disk.unique_id);
+        // An upload is brought by a job that the disk's state does not show.
+        let content = disk.content().filter(|_| !document.state.is_busy());
+        let Some(content) = content else {
+            self.owners.insert(owner, Allowed::Anything);
+            return;
+        };
+        let region = &disk.spec.location;
+        let named = std::iter::once(&content.manifest).chain(&disk.retired);
+        let named = named.filter_map(|manifest| manifest_id(manifest).ok());
+        let allowed = named.map(|manifest| (region.clone(), manifest)).collect();
+        self.owners.insert(owner.clone(), Allowed::Only(allowed));
+        if let (Ok(manifest), Ok(offers)) = (manifest_id(&content.manifest), state.fabric.offers(region)) {
+            let plan = CopyPlan::of_disk(offers, &owner, disk.spec.sku.unwrap_or(DiskSku::StandardLrs));
+            self.want(region.clone(), manifest, owner, plan, None);
+        }
+    }
+
     /// What is to be said of a reference.
     ///
     /// # Errors
@@ -156,7 +185,7 @@ impl Desired {
         owner: &str,
     ) -> Result<Verdict, StoreError> {
         let kept = |kept: bool| if kept { Verdict::Kept } else { Verdict::Stray };
-        if is_version(owner) || is_vm(owner) {
+        if is_version(owner) || is_vm(owner) || is_disk(owner) {
             return Ok(match self.owners.get(owner) {
                 None => Verdict::Stray,
                 Some(Allowed::Anything) => Verdict::Kept,
@@ -190,6 +219,10 @@ fn is_version(owner: &str) -> bool {
 
 fn is_vm(owner: &str) -> bool {
     owner.strip_prefix("vm-").is_some_and(|id| Uuid::parse_str(id).is_ok())
+}
+
+fn is_disk(owner: &str) -> bool {
+    owner.strip_prefix("disk-").is_some_and(|id| id.len() == 32 && is_hex(id))
 }
 
 fn digest_of(owner: &str) -> Option<&str> {
@@ -243,6 +276,7 @@ mod tests {
         let hash = version_reference("/subscriptions/x");
         assert!(is_version(&hash) && !is_version("version-of-mine") && !is_version("cli"));
         assert!(is_vm(&format!("vm-{id}")) && !is_vm("vm-1"));
+        assert!(is_disk(&disk_reference(Uuid::nil())) && !is_disk("disk-of-mine"));
         assert_eq!(run_of(&format!("run-{id}")), Some(id));
         assert_eq!(run_of("run-away"), None);
         assert_eq!((digest_of("platform-00ff"), digest_of("platform-x")), (Some("00ff"), None));

@@ -103,7 +103,7 @@ async fn a_group_that_others_need_stays() {
         assert_eq!(bed.json("PUT", &path, Some(json!({"location": "eastus"}))).await.0, 201);
     }
     let source = format!("{SUBSCRIPTION}/resourceGroups/one/providers/Microsoft.Compute/images/source");
-    let user = format!("{SUBSCRIPTION}/resourceGroups/two/providers/Microsoft.Compute/disks/user");
+    let user = format!("{SUBSCRIPTION}/resourceGroups/two/providers/Microsoft.Compute/availabilitySets/user");
     add(&bed.server, &source).await;
     add(&bed.server, &user).await;
     let store = &bed.server.state.store;
@@ -116,14 +116,16 @@ async fn a_group_that_others_need_stays() {
         (409, Some("ResourceGroupDeletionBlocked")),
         "{body}"
     );
-    assert!(body["error"]["message"].as_str().is_some_and(|m| m.contains("disks/user")), "{body}");
+    assert!(body["error"]["message"].as_str().is_some_and(|m| m.contains("availabilitysets/user")), "{body}");
     let (_, group) = bed.json("GET", &format!("{SUBSCRIPTION}/resourceGroups/one?{VERSION}"), None).await;
     assert_eq!(group["properties"]["provisioningState"], "Succeeded", "it can be used again");
 
     let accepted = bed.call("DELETE", &format!("{SUBSCRIPTION}/resourceGroups/two?{VERSION}"), None).await;
-    assert_eq!(until_done(&bed, &header(&accepted, "location")).await.0, 200);
+    let (status, body) = until_done(&bed, &header(&accepted, "location")).await;
+    assert_eq!(status, 200, "{body}");
     let accepted = bed.call("DELETE", &format!("{SUBSCRIPTION}/resourceGroups/one?{VERSION}"), None).await;
-    assert_eq!(until_done(&bed, &header(&accepted, "location")).await.0, 200);
+    let (status, body) = until_done(&bed, &header(&accepted, "location")).await;
+    assert_eq!(status, 200, "{body}");
     bed.stop().await;
 }
 

@@ -7,6 +7,52 @@ use serde_json::{Value, json};
 
 /// Every route behind a token. A route that is missing here fails `every_route_is_covered`.
 const PROTECTED: &[(&str, &str)] = &[
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/disks"),
+    ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks"),
+    ("PUT", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks/{disk}"),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks/{disk}",
+    ),
+    ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks/{disk}"),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks/{disk}",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks/{disk}/begingetaccess",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/disks/{disk}/endgetaccess",
+    ),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/snapshots"),
+    ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots"),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots/{snapshot}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots/{snapshot}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots/{snapshot}",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots/{snapshot}",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots/{snapshot}/begingetaccess",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/snapshots/{snapshot}/endgetaccess",
+    ),
     ("GET", "/tenants"),
     ("GET", "/subscriptions"),
     ("GET", "/subscriptions/{subscription}"),
@@ -41,6 +87,36 @@ const PROTECTED: &[(&str, &str)] = &[
     ),
     ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/galleries"),
     ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries"),
+    ("POST", "/subscriptions/{subscription}/providers/microsoft.storage/checknameavailability"),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.storage/storageaccounts"),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/listkeys",
+    ),
+    (
+        "POST",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.storage/storageaccounts/{account}/regeneratekey",
+    ),
     (
         "PUT",
         "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}",

@@ -2,8 +2,11 @@
 
 mod arm;
 mod auth;
+mod blobs;
+mod disks;
 mod galleries;
 mod platform_images;
+mod python;
 mod stores;
 mod support;
 mod templates;

@@ -456,3 +456,29 @@ async fn a_staging_group_of_the_users_is_used_and_left() {
     assert!(!lab.data_dir().join("staging/staging").exists());
     lab.bed.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_come_from_our_own_blobs_with_a_sas() {
+    let lab = Lab::start(None).await;
+    let (url, sas) = crate::blobs::script(&lab.bed, &lab.region(), "echo from a blob\n").await;
+    // No entry of the network policy names this server: its own blobs need none.
+    let mut body = lab.template();
+    body["properties"]["customize"] = json!([{"type": "Shell", "scriptUri": format!("{url}?{sas}")}]);
+    let end = lab.create("signed", body.clone()).await;
+    assert_eq!(end["status"], "Succeeded", "{end}");
+    for (name, uri, expected) in [
+        ("unsigned", url.clone(), "(NoAuthenticationInformation); a private blob needs a SAS"),
+        (
+            "altered",
+            format!("{url}?{}", sas.replace("sp=r", "sp=rw")),
+            "(AuthenticationFailed); check that its SAS",
+        ),
+        ("missing", format!("{url}x?{sas}"), "(AuthenticationFailed)"),
+    ] {
+        body["properties"]["customize"][0]["scriptUri"] = json!(uri);
+        let end = lab.create(name, body.clone()).await;
+        let text = end.to_string();
+        assert!(text.contains(expected) && !text.contains("sig="), "{name}: {text}");
+    }
+    lab.bed.stop().await;
+}

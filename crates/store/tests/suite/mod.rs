@@ -1,5 +1,6 @@
 //! The suite, by subject.
 
+pub(crate) mod blobs;
 pub(crate) mod documents;
 pub(crate) mod jobs;
 pub(crate) mod migrations;

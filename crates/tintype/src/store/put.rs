@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use content::{ManifestId, PutReport, StoreLocation};
+use disk::{Format, Packing};
 use serde_json::json;
 
-use super::format::Format;
 use super::output::{Meter, Output, size};
 use super::place::{self, Change};
 use super::{Ending, format};
@@ -21,7 +21,8 @@ use super::{Ending, format};
 ///
 /// Examples:
 ///   tintype store put disk.raw --region /srv/images
-///   tintype store put disk.qcow2 --format qcow2 --region file:///srv/images
+///   tintype store put disk.vhdx --region file:///srv/images
+///   tintype store put download --format vmdk --packing xz --region /srv/images
 ///   manifest=$(tintype store put disk.raw --region /srv/images --json | jq -r .manifest)
 ///   tintype store put changes.qcow2 --format qcow2 --base "$manifest" --region /srv/images
 #[derive(clap::Args)]
@@ -32,9 +33,12 @@ pub(super) struct Arguments {
     /// The store: a folder, or its URL.
     #[arg(long, value_name = "URL")]
     region: StoreLocation,
-    /// Format of FILE; raw if it is not said.
+    /// Format of FILE: raw, vhd (vpc), vhdx, qcow2, vmdk. If it is not said: what the name of FILE says, else raw.
     #[arg(long)]
     format: Option<Format>,
+    /// What FILE is packed in: none, gzip, xz, zstd. If it is not said: what its name says.
+    #[arg(long)]
+    packing: Option<Packing>,
     /// The image that FILE, a qcow2 overlay, lies on.
     #[arg(long, value_name = "MANIFEST")]
     base: Option<ManifestId>,
@@ -44,20 +48,20 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { file, region, format, base, owner } = arguments;
+    let Arguments { file, region, format, packing, base, owner } = arguments;
     let meter = Meter::new("put");
     let report = match base {
         Some(base) => {
             ensure!(
-                format == Some(Format::Qcow2),
-                "--base is for an overlay, and only qcow2 files are overlays: say --format qcow2"
+                format == Some(Format::Qcow2) && packing.is_none_or(|packing| packing == Packing::None),
+                "--base is for an overlay, and only qcow2 files are overlays: say --format qcow2, without --packing"
             );
             let store = place::to_change(&region, Change::Put).await?;
             store.commit_overlay(&base, &[file], &owner, |progress| meter.show(progress)).await?
         }
         None => {
             // First, so that a file which cannot be read leaves no new store behind.
-            let source = tokio::task::spawn_blocking(move || format::open(&file, format)).await??;
+            let source = tokio::task::spawn_blocking(move || format::open(&file, format, packing)).await??;
             let store = place::to_change_or_create(&region, &owner, Change::Put).await?;
             store.put_source(source, &owner, |progress| meter.show(progress)).await?
         }

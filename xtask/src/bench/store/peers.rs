@@ -1,6 +1,6 @@
 //! Other tools at the same work. Each keeps both disks as it would; its files are synced inside the measured time.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
@@ -9,6 +9,7 @@ use super::inputs::Inputs;
 use super::lab::{Lab, bytes_below, run, timed, warm};
 
 /// What a tool needed.
+#[derive(Default)]
 pub(super) struct Figures {
     pub(super) first_s: Vec<f64>,
     pub(super) second_s: Vec<f64>,
@@ -50,31 +51,29 @@ impl Peer {
         }
     }
 
-    /// The tool at both disks; `None` if it is not installed.
-    pub(super) fn measure(self, lab: &Lab, inputs: &Inputs) -> anyhow::Result<Option<Figures>> {
-        if !installed(self.program()) {
-            return Ok(None);
+    pub(super) fn is_installed(self) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(self.program()).is_file())
+    }
+
+    /// One more run of the tool at both disks.
+    pub(super) fn measure(self, lab: &Lab, inputs: &Inputs, figures: &mut Figures) -> anyhow::Result<()> {
+        let folder = lab.fresh("peer")?;
+        self.prepare(&folder)?;
+        for (name, disk, times) in
+            [("v1", &inputs.v1, &mut figures.first_s), ("v2", &inputs.v2, &mut figures.second_s)]
+        {
+            warm(&disk.path)?;
+            let (seconds, ()) = timed(|| {
+                run(&mut self.keep(&folder, name, &disk.path))?;
+                sync_below(&folder)
+            })
+            .with_context(|| format!("{} at {name}", self.name()))?;
+            times.push(seconds);
         }
-        let mut figures = Figures { first_s: Vec::new(), second_s: Vec::new(), stored_bytes: 0 };
-        for turn in 0..lab.runs() {
-            lab.say(&format!("{}, run {}", self.program(), turn + 1));
-            let folder = lab.fresh("peer")?;
-            self.prepare(&folder)?;
-            for (name, disk, times) in
-                [("v1", &inputs.v1, &mut figures.first_s), ("v2", &inputs.v2, &mut figures.second_s)]
-            {
-                warm(&disk.path)?;
-                let (seconds, ()) = timed(|| {
-                    run(&mut self.keep(&folder, name, &disk.path))?;
-                    sync_below(&folder)
-                })
-                .with_context(|| format!("{} at {name}", self.name()))?;
-                times.push(seconds);
-            }
-            figures.stored_bytes = bytes_below(&folder.join("kept"))?;
-        }
+        figures.stored_bytes = bytes_below(&folder.join("kept"))?;
         lab.fresh("peer")?;
-        Ok(Some(figures))
+        Ok(())
     }
 
     fn prepare(self, folder: &Path) -> anyhow::Result<()> {
@@ -149,9 +148,4 @@ fn restic(folder: &Path) -> Command {
 fn sync_below(folder: &Path) -> anyhow::Result<()> {
     run(Command::new("find").arg(folder.join("kept")).args(["-type", "f", "-exec", "sync", "{}", "+"]))
         .map(drop)
-}
-
-fn installed(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|folder| folder.join(program)).any(|file: PathBuf| file.is_file())
 }

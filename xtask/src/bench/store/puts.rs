@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::inputs::{Disk, Inputs};
 use super::lab::{Lab, bytes_below, data_extents, drop_caches, sha256, warm};
-use super::peers::{PEERS, Peer};
+use super::peers::{Figures, PEERS, Peer};
 use super::table::{Row, median, mib};
 
 const BLOCK: usize = 64 << 10;
@@ -34,33 +34,23 @@ struct Ours {
 
 pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
     let mut ours = Ours::default();
+    let mut peers: Vec<(Peer, Option<Figures>)> = Vec::new();
+    for peer in PEERS.into_iter().filter(|_| lab.with_peers) {
+        peers.push((peer, peer.is_installed().then(Figures::default)));
+    }
     for turn in 0..lab.runs() {
+        // By turns, so that whatever else the machine does is the same for all.
         lab.say(&format!("put, get and replicate, run {}", turn + 1));
         one_run(lab, inputs, &mut ours)?;
+        for (peer, figures) in &mut peers {
+            if let Some(figures) = figures {
+                lab.say(&format!("{}, run {}", peer.name(), turn + 1));
+                peer.measure(lab, inputs, figures)?;
+            }
+        }
     }
     let changed = changed_blocks(&inputs.v1, &inputs.v2)?;
-    let mut rows = Vec::new();
-    let mut peers = Vec::new();
-    for peer in PEERS {
-        if !lab.with_peers {
-            break;
-        }
-        let figures = peer.measure(lab, inputs)?;
-        let text = match &figures {
-            None => "not installed".to_owned(),
-            Some(figures) => format!(
-                "v1 {:.2} s, v2 {:.2} s, both {:.1} MiB",
-                median(&figures.first_s),
-                median(&figures.second_s),
-                mib(figures.stored_bytes)
-            ),
-        };
-        let value = figures.as_ref().map_or(Value::Null, |figures| {
-            json!({ "v1_s": figures.first_s, "v2_s": figures.second_s, "stored_bytes": figures.stored_bytes })
-        });
-        rows.push(Row::shown(&format!("beside it: {}", peer.name()), text, value));
-        peers.push((peer, figures));
-    }
+    let mut rows: Vec<Row> = peers.iter().map(|(peer, figures)| beside(*peer, figures.as_ref())).collect();
     let of = |wanted: Peer| {
         peers.iter().find(|(peer, _)| *peer == wanted).and_then(|(_, figures)| figures.as_ref())
     };
@@ -119,6 +109,17 @@ pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
     ));
     head.append(&mut rows);
     Ok(head)
+}
+
+/// A row that shows another tool.
+fn beside(peer: Peer, figures: Option<&Figures>) -> Row {
+    let work = format!("beside it: {}", peer.name());
+    let Some(Figures { first_s, second_s, stored_bytes }) = figures else {
+        return Row::shown(&work, "not installed".to_owned(), Value::Null);
+    };
+    let (first, second) = (median(first_s), median(second_s));
+    let text = format!("v1 {first:.2} s, v2 {second:.2} s, both {:.1} MiB", mib(*stored_bytes));
+    Row::shown(&work, text, json!({ "v1_s": first_s, "v2_s": second_s, "stored_bytes": stored_bytes }))
 }
 
 /// One put of v1 into an empty store, v2 after it, each read back cold; then v2 to a store that has v1.

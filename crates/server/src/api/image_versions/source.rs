@@ -1,14 +1,45 @@
-//! Where a version's bytes come from when a client makes it: another version.
+//! Where a version's bytes come from when a client makes it: another version, disks and snapshots, VHDs.
 
 use arm::resource_type::{DISKS, GALLERY_IMAGE_VERSIONS, IMAGES, SNAPSHOTS, VIRTUAL_MACHINES};
 use arm::{ArmError, ResourceId};
+use model::content::DiskContent;
 use model::image_definition::{ImageDefinition, SourceTraits};
 use model::image_version::{
-    DataDiskImage, DiskImage, DiskSource, ImageVersion, VersionContent, VersionSource,
+    DataDiskImage, DiskImage, ImageVersion, ImageVersionSpec, ReplicationMode, VersionContent, VersionSource,
 };
+use model::managed_disk::ManagedDisk;
 use store::{Document, Tx};
 
+use crate::AppState;
 use crate::http::error::ApiError;
+use crate::jobs::import_vhd;
+
+/// Largest disk of a version that is copied (RULES.md 2B).
+const FULL_GIB_MAX: u64 = 2048;
+/// Largest disk of a shallow version (RULES.md 2B).
+const SHALLOW_GIB_MAX: u64 = 32 * 1024;
+
+/// Where the disks of a version are.
+pub(crate) struct SourceDisks {
+    /// By LUN; `None` is the OS disk, which comes first.
+    pub(crate) disks: Vec<(Option<u8>, SourceDisk)>,
+}
+
+/// Where one disk of a version is.
+pub(crate) enum SourceDisk {
+    /// In the store of the version's home region.
+    Stored(DiskContent),
+    /// A VHD at this address.
+    Vhd(String),
+}
+
+impl From<VersionContent> for SourceDisks {
+    fn from(content: VersionContent) -> Self {
+        let data = content.data_disks.into_iter().map(|(lun, disk)| (Some(lun), SourceDisk::Stored(disk)));
+        let os = (None, SourceDisk::Stored(content.os_disk));
+        Self { disks: std::iter::once(os).chain(data).collect() }
+    }
+}
 
 /// The path that errors name.
 const SOURCE_ID: &str = "properties.storageProfile.source.id";
@@ -17,15 +48,16 @@ const SOURCE_ID: &str = "properties.storageProfile.source.id";
 ///
 /// # Errors
 /// RULES.md 2D, 19 and 24 to 27.
-pub(crate) async fn source_content(
+pub(crate) async fn source_disks(
     tx: &mut Tx<'_>,
+    state: &AppState,
     document: &Document<ImageVersion>,
-) -> Result<VersionContent, ApiError> {
+) -> Result<SourceDisks, ApiError> {
     let spec = &document.data.spec;
     let id = match &spec.source {
         Some(VersionSource::Resource(id) | VersionSource::VirtualMachine(id)) => id.as_str(),
         Some(VersionSource::Community(id)) => return Err(not_found(id)),
-        Some(VersionSource::Disks { os, data }) => return Err(disks(tx, os, data).await?),
+        Some(VersionSource::Disks { os, data }) => return disks(tx, state, document, os, data).await,
         Some(VersionSource::ImageTemplate(id)) => return Err(not_found(id.as_str())),
         None => return Err(ArmError::missing_parameter(SOURCE_ID).into()),
     };
@@ -57,7 +89,7 @@ pub(crate) async fn source_content(
         architecture: of_source.architecture,
     };
     definition.spec.check_source(id, &traits)?;
-    Ok(content)
+    Ok(SourceDisks::from(content))
 }
 
 async fn definition_of(
@@ -70,29 +102,69 @@ async fn definition_of(
     Ok(definition.ok_or_else(|| ArmError::parent_resource_not_found(name()))?.data)
 }
 
-/// Why disks are no source here.
-async fn disks(tx: &mut Tx<'_>, os: &DiskImage, data: &[DataDiskImage]) -> Result<ApiError, ApiError> {
-    let mut ids = Vec::new();
-    for disk in std::iter::once(os).chain(data.iter().map(|data| &data.disk)) {
+/// The disks that a version is made of, one by one.
+async fn disks(
+    tx: &mut Tx<'_>,
+    state: &AppState,
+    document: &Document<ImageVersion>,
+    os: &DiskImage,
+    data: &[DataDiskImage],
+) -> Result<SourceDisks, ApiError> {
+    let definition = definition_of(tx, document).await?.spec;
+    let spec = &document.data.spec;
+    let all = std::iter::once((None, os)).chain(data.iter().map(|data| (Some(data.lun), &data.disk)));
+    let mut disks = Vec::new();
+    for (lun, disk) in all {
+        let Some(source) = &disk.source else {
+            return Err(ArmError::missing_parameter("properties.storageProfile.dataDiskImages.source").into());
+        };
         // Beside a URI the id is that of a storage account.
-        if let Some(DiskSource { id: Some(id), uri: None, .. }) = &disk.source {
-            ids.push(id.as_str());
+        if let Some(uri) = &source.uri {
+            import_vhd::check_address(state, uri)?;
+            disks.push((lun, SourceDisk::Vhd(uri.clone())));
+            continue;
         }
-    }
-    for id in ids {
+        let Some(id) = &source.id else { return Err(ArmError::missing_parameter(SOURCE_ID).into()) };
+        let id = id.as_str();
         let source_type = ResourceId::parse(id)?.resource_type();
         if source_type != DISKS && source_type != SNAPSHOTS {
-            return Ok(refuse(format!("The source id: {id} must be a managed disk or snapshot")));
+            return Err(refuse(format!("The source id: {id} must be a managed disk or snapshot")));
         }
-        if !tx.exists(id).await? {
-            return Ok(not_found(id));
+        let found =
+            tx.get::<ManagedDisk>(id).await?.filter(|found| found.data.spec.location == spec.location);
+        let found = found.ok_or_else(|| not_found(id))?.data;
+        let Some(content) = found.content() else {
+            let message = format!(
+                "The source {id} has no content yet: its creation or upload has not ended. Wait until it has"
+            );
+            return Err(ArmError::operation_not_allowed(message).with_target(SOURCE_ID).into());
+        };
+        if lun.is_none() {
+            // What a disk does not know of itself, the definition says.
+            definition.check_source(
+                id,
+                &SourceTraits {
+                    os_type: found.os_type().unwrap_or(definition.os_type),
+                    os_state: definition.os_state,
+                    hyper_v_generation: found.hyper_v_generation().unwrap_or(definition.hyper_v_generation),
+                    architecture: found.architecture().unwrap_or(definition.architecture),
+                },
+            )?;
         }
+        check_size(spec, content)?;
+        disks.push((lun, SourceDisk::Stored(content.clone())));
     }
-    Ok(refuse(
-        "Disks, snapshots and VHDs cannot be made into image versions by this service yet. Build the image with an image \
-         template, or use another gallery image version"
-            .to_owned(),
-    ))
+    Ok(SourceDisks { disks })
+}
+
+/// RULES.md 2B: 2 TiB, and 32 TiB for shallow versions.
+pub(crate) fn check_size(spec: &ImageVersionSpec, content: &DiskContent) -> Result<(), ApiError> {
+    let shallow = spec.publishing.replication_mode == Some(ReplicationMode::Shallow);
+    let (size, max) = (content.size_gib(), if shallow { SHALLOW_GIB_MAX } else { FULL_GIB_MAX });
+    match size > max {
+        true => Err(refuse(format!("The source resource size {size} exceeds the max size {max} supported"))),
+        false => Ok(()),
+    }
 }
 
 /// RULES.md 2D, 19.

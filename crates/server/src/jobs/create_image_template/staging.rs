@@ -258,7 +258,7 @@ async fn fetch_one(
     total: &mut u64,
 ) -> Result<Sha256, FetchError> {
     let partial = dir.join(SCRIPTS).join(format!("partial-{}", context.job.id));
-    let fetched = fetch_to_file(context.state.fabric.outbound(), uri, &partial, LIMITS, |_, _| {}).await;
+    let fetched = fetch_to_file(&context.state, uri, &partial, LIMITS, |_, _| {}).await;
     let fetched = match fetched {
         Ok(fetched) => fetched,
         Err(error) => {

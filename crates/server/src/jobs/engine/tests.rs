@@ -3,11 +3,10 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
-use store::{JobState, NewOperation, OperationFamily, OperationState, Store};
+use store::{JobState, NewOperation, OperationFamily, OperationState};
 
 use super::*;
-use crate::auth::{Clients, SigningKeys};
-use crate::{Config, Endpoint, Shared, jobs};
+use crate::{Config, jobs};
 
 const TIMING: Timing = Timing {
     lease: Duration::from_secs(5),
@@ -32,15 +31,7 @@ impl Bed {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::new(folder.path());
         config.limits.jobs = jobs;
-        let store = Store::connect(&config.database_url()).await.unwrap();
-        let endpoint = Endpoint::new("localhost", 1, config.tenant_id);
-        let keys = SigningKeys::load(folder.path()).unwrap();
-        let clients = Clients::set_up(store.clone(), folder.path(), config.tenant_id, "s").await.unwrap();
-        let fabric = crate::fabric::Fabric::new(&config).unwrap();
-        Bed {
-            state: AppState::new(Shared { config, store, fabric, endpoint, keys, clients }),
-            _folder: folder,
-        }
+        Bed { state: AppState::for_tests(config).await, _folder: folder }
     }
 
     /// A job with an operation; returns both ids.

@@ -23,14 +23,15 @@ async fn serve() -> u16 {
     port
 }
 
-async fn fetch(allow: &[String], url: &str) -> Result<(Fetched, Vec<u8>), String> {
+async fn fetched(allow: &[String], url: &str) -> Result<(Fetched, Vec<u8>), String> {
     crate::install_crypto();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");
     let outbound = Outbound { allow: allow.to_vec(), resolvers: Vec::new() };
     let limits = FetchLimits { bytes_max: 1024, attempt_timeout: Duration::from_secs(60) };
-    let fetched =
-        fetch_to_file(&outbound, url, &path, limits, |_, _| {}).await.map_err(|error| error.to_string())?;
+    let fetched = super::fetch(Source { outbound: &outbound, own: None }, url, &path, limits, |_, _| {})
+        .await
+        .map_err(|error| error.to_string())?;
     Ok((fetched, std::fs::read(&path).unwrap()))
 }
 
@@ -40,7 +41,7 @@ async fn what_is_allowed_is_fetched_and_hashed() {
     let allow = [format!("127.0.0.1:{port}")];
     for path in ["file", "away"] {
         let (fetched, bytes) =
-            fetch(&allow, &format!("http://127.0.0.1:{port}/{path}?sig=secret")).await.unwrap();
+            fetched(&allow, &format!("http://127.0.0.1:{port}/{path}?sig=secret")).await.unwrap();
         assert_eq!((fetched.bytes, bytes.as_slice()), (6, b"hello\n".as_slice()));
         // `printf 'hello\n' | sha256sum`
         assert_eq!(
@@ -61,10 +62,10 @@ async fn every_hop_is_judged_and_bounded() {
         ("large", "more than 1024 bytes"),
         ("nothing", "404"),
     ] {
-        let error = fetch(&allow, &format!("http://127.0.0.1:{port}/{path}?sig=secret")).await.unwrap_err();
+        let error = fetched(&allow, &format!("http://127.0.0.1:{port}/{path}?sig=secret")).await.unwrap_err();
         assert!(error.contains(expected) && !error.contains("secret"), "{path}: {error}");
     }
-    let error = fetch(&[], &format!("http://u:secret@127.0.0.1:{port}/file")).await.unwrap_err();
+    let error = fetched(&[], &format!("http://u:secret@127.0.0.1:{port}/file")).await.unwrap_err();
     assert!(error.contains("loopback") && error.contains(&format!("127.0.0.1:{port}`")), "{error}");
     assert!(!error.contains("secret"), "{error}");
 }
@@ -75,6 +76,6 @@ async fn a_silent_port_is_tried_again_and_given_up() {
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     let error =
-        fetch(&[format!("127.0.0.1:{port}")], &format!("http://127.0.0.1:{port}/x")).await.unwrap_err();
+        fetched(&[format!("127.0.0.1:{port}")], &format!("http://127.0.0.1:{port}/x")).await.unwrap_err();
     assert!(error.contains("in 3 attempts") && error.contains("refused"), "{error}");
 }

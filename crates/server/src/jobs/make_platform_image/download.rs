@@ -56,7 +56,7 @@ async fn fetch(state: &AppState, recipe: &Download, file: &Path, log: &RunLog) -
             log.line(&format!("fetched {bytes}{of} bytes"));
         }
     };
-    let fetched = fetch_to_file(state.fabric.outbound(), &recipe.url, file, LIMITS, progress).await;
+    let fetched = fetch_to_file(state, &recipe.url, file, LIMITS, progress).await;
     let fetched = fetched.map_err(|error| match error {
         FetchError::Refused { reason, .. } => failed(recipe, &reason, false),
         FetchError::Unreachable { reason, .. } => failed(recipe, &reason, true),

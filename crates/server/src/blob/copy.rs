@@ -1,0 +1,166 @@
+//! Copy Blob within this service. The bytes of block and append blobs are never changed, so a copy shares them: its
+//! objects are hard links.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use reqwest::Url;
+use store::BlobPart;
+use uuid::Uuid;
+
+use super::about::set;
+use super::auth::{self, Action, Asked, Grant};
+use super::blobs::{New, Parts};
+use super::body;
+use super::error::BlobError;
+use super::objects::{self, Pending};
+use super::query::BlobQuery;
+use super::route::Place;
+use super::rows::{BlobData, Kept, Row};
+use super::service::Call;
+use crate::api::storage_accounts;
+use crate::http::serve::Peer;
+
+/// Longest address of a source in bytes (Azure's 2 KiB, and its SAS).
+const MAX_SOURCE_BYTES: usize = 8 * 1024;
+
+/// Copies at once: the answer is final.
+pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
+    let headers = &call.parts.headers;
+    if headers.contains_key("x-ms-blob-type") || headers.contains_key("x-ms-requires-sync") {
+        return Err(BlobError::unsupported("Put Blob from URL; use Copy Blob without x-ms-requires-sync"));
+    }
+    let (row, files) = source(call).await?;
+    if row.data.kept == Kept::Pages {
+        return Err(BlobError::unsupported("copies of page blobs; download and upload it"));
+    }
+    let mut new = New::of_request(call, row.data.kind)?;
+    new.check_now(call).await?;
+    new.content = row.data.content.clone();
+    if new.metadata.is_empty() {
+        new.metadata = row.data.metadata.clone();
+    }
+    new.bytes = row.data.bytes;
+    // For the parts, and, first, for what owns them; for a blob without parts both are one.
+    let mut made = Pending::begin_many(&call.state, &call.region, 1 + files.len()).await?;
+    let owner = made.remove(0);
+    let about = match row.data.kept {
+        Kept::Whole => {
+            link(&files, std::slice::from_ref(&owner.path)).await?;
+            new.commit(call, owner, Parts::None).await?
+        }
+        Kept::Parts { .. } | Kept::Pages => {
+            let targets: Vec<PathBuf> = made.iter().map(|object| object.path.clone()).collect();
+            link(&files, &targets).await?;
+            let ids = call.state.store.read(|tx| Box::pin(async { tx.parts(&row.object).await })).await?;
+            if ids.len() != made.len() {
+                return Err(changed());
+            }
+            let parts: Vec<BlobPart> = ids
+                .into_iter()
+                .zip(&made)
+                .map(|(part, object)| BlobPart { object: object.id.clone(), ..part })
+                .collect();
+            let about = new.commit(call, owner, Parts::Objects(&parts)).await?;
+            made.into_iter().for_each(Pending::taken);
+            about
+        }
+    };
+    let mut response = body::empty(StatusCode::ACCEPTED, Some(&about));
+    let answer = response.headers_mut();
+    set(answer, axum::http::HeaderName::from_static("x-ms-copy-id"), &Uuid::new_v4().to_string());
+    answer.insert("x-ms-copy-status", HeaderValue::from_static("success"));
+    Ok(response)
+}
+
+fn changed() -> BlobError {
+    let message = "The source changed while it was copied; copy it again.";
+    BlobError::new(StatusCode::CONFLICT, "CopySourceChanged", message)
+}
+
+/// The source that the request names and may read, and its files.
+async fn source(call: &Call) -> Result<(Row, Vec<(PathBuf, u64)>), BlobError> {
+    let header = call.parts.headers.get("x-ms-copy-source").and_then(|value| value.to_str().ok());
+    let url = header.filter(|text| text.len() <= MAX_SOURCE_BYTES).and_then(|text| Url::parse(text).ok());
+    let url = url.ok_or_else(|| BlobError::header("x-ms-copy-source", "is no URL"))?;
+    let ours = Url::parse(call.state.endpoint.url()).map_err(BlobError::internal)?;
+    let asked_host = call.parts.headers.get("host").and_then(|host| host.to_str().ok());
+    let named = url.host_str().map(|host| match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    });
+    if url.origin() != ours.origin() && (named.as_deref() != asked_host || named.is_none()) {
+        return Err(BlobError::unsupported("copies from other services; download and upload it"));
+    }
+    let place = Place::parse(url.path())?;
+    let not_verified = |cause: &str| {
+        let message = format!("The specified copy source could not be read: {cause}");
+        BlobError::new(StatusCode::FORBIDDEN, "CannotVerifyCopySource", message)
+    };
+    let account = storage_accounts::account(&call.state, &place.account).await?;
+    let account = account.ok_or_else(|| not_verified("its account does not exist."))?;
+    let query = BlobQuery::parse(url.query().unwrap_or_default())?;
+    let owner = call.grant == Grant::All && account.key == call.account.key;
+    if !(owner && query.get("sig").is_none()) {
+        let peer = call.parts.extensions.get::<Peer>().copied();
+        let peer = peer.ok_or_else(|| BlobError::internal("a connection without its peer's address"))?;
+        let asked = Asked {
+            method: &Method::GET,
+            path: url.path(),
+            query: &query,
+            headers: &HeaderMap::new(),
+            place: &place,
+            peer,
+            now: call.state.now(),
+        };
+        let granted = auth::authorize(&call.state, &account.key, &account.data, &asked).await;
+        granted.and_then(|grant| grant.check(Action::Read)).map_err(|error| not_verified(&error.message))?;
+    }
+    let key = store::BlobKey {
+        account: account.key.clone(),
+        container: place.container.ok_or_else(|| not_verified("it is no blob."))?,
+        name: place.blob.ok_or_else(|| not_verified("it is no blob."))?,
+    };
+    let row = call.state.store.read(|tx| Box::pin(async { tx.blob::<BlobData>(&key).await })).await?;
+    let row = row.ok_or_else(BlobError::blob_not_found)?;
+    let region = &account.data.spec.location;
+    let file = |object: &str| objects::path(&call.state, region, object);
+    let files = match row.data.kept {
+        Kept::Pages => Vec::new(),
+        Kept::Whole => vec![(file(&row.object)?, row.data.bytes)],
+        Kept::Parts { .. } => {
+            let parts = call.state.store.read(|tx| Box::pin(async { tx.parts(&row.object).await })).await?;
+            let files = parts.iter().map(|part| Ok((file(&part.object)?, part.bytes)));
+            files.collect::<Result<_, BlobError>>()?
+        }
+    };
+    Ok((row, files))
+}
+
+/// Links each file under another name, or copies it to another file system; durable when this returns.
+async fn link(files: &[(PathBuf, u64)], targets: &[PathBuf]) -> Result<(), BlobError> {
+    let pairs: Vec<(PathBuf, PathBuf)> =
+        files.iter().zip(targets).map(|((from, _), to)| (from.clone(), to.clone())).collect();
+    let linked = tokio::task::spawn_blocking(move || {
+        for (from, to) in &pairs {
+            match std::fs::hard_link(from, to) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    std::fs::copy(from, to)?;
+                    File::open(to)?.sync_all()?;
+                }
+                Err(error) => return Err(error),
+            }
+            File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        }
+        Ok(())
+    });
+    match linked.await.map_err(io::Error::other).and_then(|linked| linked) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(changed()),
+        Err(error) => Err(BlobError::io("copy a blob", &error)),
+    }
+}

@@ -1,0 +1,317 @@
+//! The files that hold blobs' bytes: `blobs/{2 digits}/{id}` in the store of the account's region. An id is random and
+//! never used again; a file is complete and durable before a row names it, and never changed then (but for page blobs).
+//!
+//! Which files nobody needs is known by rows (`store::Tx::drop_objects`), not by looking: an upload is noted before its
+//! file is made. [`sweep`] removes what is due.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode};
+use bytes::{Bytes, BytesMut};
+use chrono::TimeDelta;
+use futures::{StreamExt, stream};
+use md5::{Digest, Md5};
+use model::Region;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::body::{self, Bytestream, check_md5, content_length};
+use super::error::BlobError;
+use crate::AppState;
+
+/// How long an object outlives its row, for readers that are under way.
+pub(crate) const GRACE: TimeDelta = TimeDelta::minutes(10);
+/// How long an upload may take.
+const UPLOAD_MAX: TimeDelta = TimeDelta::hours(24);
+/// Bytes that an upload gathers in memory between two writes.
+const WRITE_BYTES: usize = 1 << 20;
+/// Bytes of one piece of a download.
+const READ_BYTES: u64 = 512 * 1024;
+/// Between two looks for what is due.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60);
+/// Objects that one look removes at most.
+const SWEEP_OBJECTS: u32 = 1000;
+
+/// An object that no row names yet. Dropped without [`Pending::taken`], its file goes; the note in the database is swept.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// Its id.
+    pub(super) id: String,
+    /// Its file.
+    pub(super) path: PathBuf,
+    taken: bool,
+}
+
+impl Pending {
+    /// Notes an object that is about to be made.
+    pub(super) async fn begin(state: &AppState, region: &Region) -> Result<Self, BlobError> {
+        let mut made = Self::begin_many(state, region, 1).await?;
+        made.pop().ok_or_else(|| BlobError::internal("no object was noted"))
+    }
+
+    /// Notes several at once.
+    pub(super) async fn begin_many(
+        state: &AppState,
+        region: &Region,
+        count: usize,
+    ) -> Result<Vec<Self>, BlobError> {
+        let ids: Vec<String> = (0..count).map(|_| Uuid::new_v4().simple().to_string()).collect();
+        let mut made = Vec::new();
+        for id in &ids {
+            made.push(Self { id: id.clone(), path: path(state, region, id)?, taken: false });
+        }
+        let folders: BTreeSet<PathBuf> =
+            made.iter().filter_map(|object| object.path.parent().map(Path::to_owned)).collect();
+        let folders = tokio::task::spawn_blocking(move || {
+            let make = |folder| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            folders.into_iter().try_for_each(make)
+        });
+        flat(folders.await).map_err(|error| BlobError::io("make a folder for blobs", &error))?;
+        let noted = state
+            .store
+            .write(|tx| Box::pin(async { tx.drop_objects(region.as_str(), &ids, UPLOAD_MAX).await }));
+        noted.await?;
+        Ok(made)
+    }
+
+    /// A row names it now.
+    pub(super) fn taken(mut self) {
+        self.taken = true;
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.taken
+            && let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %self.path.display(), "the sweeper must remove the file of an upload");
+        }
+    }
+}
+
+/// An upload that has come whole.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// Its object, complete and durable.
+    pub(super) object: Pending,
+    /// Length in bytes.
+    pub(super) bytes: u64,
+    /// Digest of the bytes.
+    pub(super) md5: [u8; 16],
+}
+
+/// Receives a body of at most `max` bytes into a new object. Nothing is kept of one that breaks off.
+///
+/// # Errors
+/// 400, 408, 411, 413; 507 when the disk is full.
+pub(super) async fn receive(
+    state: &AppState,
+    region: &Region,
+    headers: &HeaderMap,
+    body: Body,
+    max: u64,
+) -> Result<Received, BlobError> {
+    let length = content_length(headers)?;
+    if length > max {
+        return Err(BlobError::too_large(max));
+    }
+    let object = Pending::begin(state, region).await?;
+    let path = object.path.clone();
+    let failed = |error: io::Error| BlobError::io("write a blob", &error);
+    let mut sink = Sink::create(path).await.map_err(failed)?;
+    let mut stream = body.into_data_stream();
+    let mut gathered = BytesMut::new();
+    let mut bytes = 0;
+    while let Some(piece) = body::next(&mut stream).await? {
+        bytes += piece.len() as u64;
+        if bytes > length {
+            return Err(BlobError::too_large(length));
+        }
+        gathered.extend_from_slice(&piece);
+        if gathered.len() >= WRITE_BYTES {
+            sink = sink.write(gathered.split().freeze()).await.map_err(failed)?;
+        }
+    }
+    if bytes != length {
+        let message = format!("The body has {bytes} bytes, and Content-Length said {length}.");
+        return Err(BlobError::new(StatusCode::BAD_REQUEST, "IncompleteBody", message));
+    }
+    sink = sink.write(gathered.freeze()).await.map_err(failed)?;
+    let md5 = sink.finish().await.map_err(failed)?;
+    check_md5(headers, &md5)?;
+    Ok(Received { object, bytes, md5 })
+}
+
+/// A file under construction, and the digest of what is in it.
+struct Sink {
+    file: File,
+    path: PathBuf,
+    md5: Md5,
+}
+
+impl Sink {
+    async fn create(path: PathBuf) -> io::Result<Self> {
+        flat(
+            tokio::task::spawn_blocking(move || {
+                let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+                Ok(Self { file, path, md5: Md5::new() })
+            })
+            .await,
+        )
+    }
+
+    async fn write(mut self, bytes: Bytes) -> io::Result<Self> {
+        flat(
+            tokio::task::spawn_blocking(move || {
+                self.md5.update(&bytes);
+                self.file.write_all(&bytes)?;
+                Ok(self)
+            })
+            .await,
+        )
+    }
+
+    /// Makes file and name durable.
+    async fn finish(self) -> io::Result<[u8; 16]> {
+        flat(
+            tokio::task::spawn_blocking(move || {
+                self.file.sync_all()?;
+                File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+                Ok(self.md5.finalize().into())
+            })
+            .await,
+        )
+    }
+}
+
+/// Objects of a blob in order, as a range of their bytes is read.
+#[derive(Debug)]
+pub(super) struct Reader {
+    /// Files and their lengths.
+    parts: std::vec::IntoIter<(PathBuf, u64)>,
+    /// The file that is being read, how far, and its length.
+    open: Option<(Arc<File>, u64, u64)>,
+    skip: u64,
+    left: u64,
+}
+
+/// The bytes `range` of a blob that lies in these objects.
+pub(super) fn stream(parts: Vec<(PathBuf, u64)>, range: std::ops::Range<u64>) -> Bytestream {
+    let reader = Reader {
+        parts: parts.into_iter(),
+        open: None,
+        skip: range.start,
+        left: range.end.saturating_sub(range.start),
+    };
+    stream::try_unfold(reader, |mut reader| async move {
+        let piece = reader.next().await.inspect_err(|error| {
+            tracing::error!(%error, "a blob cannot be read");
+        })?;
+        Ok(piece.map(|piece| (piece, reader)))
+    })
+    .boxed()
+}
+
+impl Reader {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        while self.left > 0 {
+            let Some((file, at, length)) = self.open.take() else {
+                let (path, length) = self.parts.next().ok_or_else(|| {
+                    io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the blob's objects are shorter than the blob",
+                    )
+                })?;
+                if self.skip >= length {
+                    self.skip -= length;
+                    continue;
+                }
+                let file = flat(tokio::task::spawn_blocking(move || File::open(path)).await)?;
+                self.open = Some((Arc::new(file), std::mem::take(&mut self.skip), length));
+                continue;
+            };
+            if at == length {
+                continue;
+            }
+            let len = (length - at).min(READ_BYTES).min(self.left);
+            let reading = Arc::clone(&file);
+            let read = tokio::task::spawn_blocking(move || {
+                let mut piece = vec![0; len as usize];
+                reading.read_exact_at(&mut piece, at)?;
+                Ok(Bytes::from(piece))
+            });
+            let piece = flat(read.await)?;
+            self.left -= len;
+            self.open = Some((file, at + len, length));
+            return Ok(Some(piece));
+        }
+        Ok(None)
+    }
+}
+
+/// The file of an object.
+pub(super) fn path(state: &AppState, region: &Region, id: &str) -> Result<PathBuf, BlobError> {
+    let folder = state.fabric.blob_dir(region).map_err(BlobError::internal)?;
+    Ok(folder.join(&id[..id.len().min(2)]).join(id))
+}
+
+/// Removes what is due, now and then, until `stop`.
+pub(crate) async fn sweep(state: AppState, stop: CancellationToken) {
+    loop {
+        if let Err(error) = sweep_once(&state).await {
+            tracing::warn!(%error, "blobs that nobody needs could not be removed; trying again later");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_PAUSE) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Removes what is due. Returns how many objects.
+///
+/// # Errors
+/// The database's own. An object whose file cannot be removed stays for the next look.
+pub(crate) async fn sweep_once(state: &AppState) -> Result<usize, store::StoreError> {
+    let due = state.store.read(|tx| Box::pin(async { tx.due_objects(SWEEP_OBJECTS).await })).await?;
+    let mut removed = Vec::new();
+    for garbage in due {
+        // A region that was taken out of the configuration keeps its files until it is back.
+        let path =
+            Region::parse(&garbage.region).ok().and_then(|region| path(state, &region, &garbage.object).ok());
+        let Some(path) = path else { continue };
+        match tokio::fs::remove_file(&path).await {
+            Ok(()) => removed.push(garbage.object),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => removed.push(garbage.object),
+            Err(error) => tracing::warn!(%error, path = %path.display(), "cannot remove a blob's file"),
+        }
+    }
+    state
+        .store
+        .write(|tx| {
+            Box::pin(async {
+                for object in &removed {
+                    tx.take_object(object).await?;
+                }
+                Ok::<_, store::StoreError>(())
+            })
+        })
+        .await?;
+    Ok(removed.len())
+}
+
+fn flat<T>(joined: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
+    joined.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests;
