@@ -117,7 +117,9 @@ impl CopyPlan {
     #[must_use]
     pub fn of_disk(zones: RegionZones, name: &str, sku: DiskSku) -> Self {
         match sku {
-            DiskSku::StandardZrs | DiskSku::PremiumZrs | DiskSku::StandardSsdZrs => Self::everywhere(zones, name),
+            DiskSku::StandardZrs | DiskSku::PremiumZrs | DiskSku::StandardSsdZrs => {
+                Self::everywhere(zones, name)
+            }
             DiskSku::StandardLrs
             | DiskSku::PremiumLrs
             | DiskSku::StandardSsdLrs

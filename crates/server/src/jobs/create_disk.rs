@@ -126,7 +126,8 @@ async fn grow(context: &JobContext, disk: &ManagedDisk, bytes: u64) -> Result<Ma
     let base = manifest_id(&content.manifest)?;
     let owner = disk_reference(disk.unique_id);
     let holding = context.state.fabric.holding(&disk.spec.location, &base).await;
-    let mut grown = Err(JobFailure::transient("InternalServerError", "no zone that can be reached has the disk"));
+    let mut grown =
+        Err(JobFailure::transient("InternalServerError", "no zone that can be reached has the disk"));
     for store in holding.map_err(|error| internal("open the store", &error))? {
         let report = store.put_over(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
         grown = report.map_err(|error| internal("let the disk grow", &error));

@@ -278,8 +278,7 @@ pub(super) async fn bring(
     let brought = async {
         let plan = CopyPlan::in_place(fabric.offers(to)?);
         let sources = if from == to { Vec::new() } else { fabric.holding(from, &manifest).await? };
-        let bring =
-            Bring { fabric, region: to, plan: &plan, manifest: &manifest, owner, sources: &sources };
+        let bring = Bring { fabric, region: to, plan: &plan, manifest: &manifest, owner, sources: &sources };
         bring.run(|_| {}).await
     };
     brought.await.map(drop).map_err(|error: CopyError| {

@@ -13,8 +13,8 @@ use store::{Document, Filter, StoreError};
 use uuid::Uuid;
 
 use crate::AppState;
-use crate::api::image_versions::{TYPE as VERSIONS, copy_plan};
 use crate::api::disks::TYPE as DISKS;
+use crate::api::image_versions::{TYPE as VERSIONS, copy_plan};
 use crate::api::snapshots::TYPE as SNAPSHOTS;
 use crate::api::virtual_machines::TYPE as VIRTUAL_MACHINES;
 use crate::http::error::chain;

@@ -156,11 +156,7 @@ async fn disks_change_grow_and_are_listed() {
     let grown = disks.done("PATCH", "disks/d", Some(json!({"properties": {"diskSizeGB": 3}}))).await;
     assert_eq!(grown["properties"]["diskSizeBytes"], 3u64 << 30, "{grown}");
     let after = disks.region("eastus").await.stats().await.expect("stats");
-    assert_eq!(
-        after.manifests,
-        before.manifests,
-        "the former content was released"
-    );
+    assert_eq!(after.manifests, before.manifests, "the former content was released");
     let url = disks.grant("disks/d", "Read", 600).await;
     let part = |range: &'static str| {
         let request = disks.bed.client.get(&url).header("range", range);
