@@ -286,14 +286,6 @@ impl Fabric {
         Ok(holding.iter().map(|store| store.location().to_string()).collect())
     }
 
-    /// The locations of a region's zones, in their order.
-    ///
-    /// # Errors
-    /// When the region is not configured.
-    pub fn locations(&self, region: &Region) -> Result<Vec<String>, FabricError> {
-        Ok(self.region(region)?.zones.iter().map(|zone| zone.location().to_string()).collect())
-    }
-
     /// What all replications of this process share.
     pub fn bandwidth(&self) -> Option<&Bandwidth> {
         self.bandwidth.as_deref()
@@ -307,17 +299,20 @@ impl Fabric {
         Ok(self.region(region)?.key_file.clone())
     }
 
-    /// Where the bytes of a region's blobs lie: beside its images.
+    /// Where the bytes of a region's blobs lie: beside its images, in its first zone.
     ///
     /// # Errors
-    /// When the region is not configured.
+    /// When the region is not configured, or that zone is away.
     pub fn blob_dir(&self, region: &Region) -> Result<PathBuf, FabricError> {
-        let blobs = match self.region(region)?.zones[0].location().as_folder() {
+        let zone = self.region(region)?.zones.first();
+        if let Some(zone) = zone {
+            zone.check_folder()?;
+        }
+        Ok(match zone.and_then(|zone| zone.location().as_folder()) {
             Some(folder) => folder.join("blobs"),
             // Page blobs are written in place, which a bucket's objects cannot be.
             None => self.data_dir.join("blobs").join(region.as_str()),
-        };
-        Ok(blobs)
+        })
     }
 
     fn region(&self, region: &Region) -> Result<&Zones, FabricError> {
@@ -333,15 +328,26 @@ impl Fabric {
         Ok(*self.accelerator.get_or_try_init(probe).await?)
     }
 
-    /// Everything that a build in `region` from an image `base` uses. The result goes where the base is.
+    /// Everything that a build in `region` from an image `base` uses. The result goes to the first zone of `order` that has
+    /// the base, and takes it.
     ///
     /// # Errors
     /// When none of the region's stores, or QEMU, can be used.
-    pub async fn build_host(&self, region: &Region, base: &ManifestId) -> Result<build::Host, FabricError> {
+    pub async fn build_host(
+        &self,
+        region: &Region,
+        base: &ManifestId,
+        order: &[usize],
+    ) -> Result<build::Host, FabricError> {
         let mut stores = self.holding(region, base).await?;
         if stores.is_empty() {
             stores = self.stores(region).await?;
         }
+        let zones = &self.region(region)?.zones;
+        stores.sort_by_key(|store| {
+            let zone = zones.iter().position(|zone| zone.location() == store.location());
+            order.iter().position(|wanted| Some(*wanted) == zone)
+        });
         Ok(build::Host {
             program: self.program.clone(),
             runs_dir: self.runs_dir(),

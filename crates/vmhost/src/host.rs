@@ -39,17 +39,7 @@ pub async fn run(dir: &Path) -> std::io::Result<()> {
     std::env::set_current_dir(dir)?;
     let here = Path::new(".");
     let spec = VmSpec::read(here)?;
-    let (status, _) = watch::channel(VmStatus {
-        vmhost_pid: std::process::id(),
-        qemu_pid: None,
-        started_at: Utc::now(),
-        phase: Phase::Starting,
-        provisioning: Provisioning::Silent,
-        agent: None,
-        forwards: Default::default(),
-        outbound_denied: Vec::new(),
-        damaged_reads: 0,
-    });
+    let (status, _) = watch::channel(status());
     let status = Arc::new(status);
     let stop = CancellationToken::new();
     let (control, mut asked) = Control::bind(Arc::clone(&status), stop.clone())?;
@@ -70,6 +60,21 @@ pub async fn run(dir: &Path) -> std::io::Result<()> {
     control.close().await;
     stop.cancel();
     Ok(())
+}
+
+/// Of a VM that begins.
+fn status() -> VmStatus {
+    VmStatus {
+        vmhost_pid: std::process::id(),
+        qemu_pid: None,
+        started_at: Utc::now(),
+        phase: Phase::Starting,
+        provisioning: Provisioning::Silent,
+        agent: None,
+        forwards: Default::default(),
+        outbound_denied: Vec::new(),
+        damaged_reads: 0,
+    }
 }
 
 /// From nothing to a running guest, and on until it ends.
@@ -313,5 +318,51 @@ impl control::Lease {
             Lifetime::Virtual => std::future::pending().await,
             Lifetime::Leased { lease_s } => self.idle_for(Duration::from_secs(lease_s)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Overwrites a store's packs, keeping their sizes.
+    fn damage(folder: &Path) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.is_dir() {
+                true => damage(&entry),
+                false => {
+                    let len = entry.metadata().unwrap().len();
+                    std::fs::write(&entry, vec![0xa5; len as usize]).unwrap();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_one_store_cannot_give_is_read_from_another_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        std::fs::write(&raw, (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
+        let mut stores = Vec::new();
+        for name in ["one", "two"] {
+            let location = content::StoreLocation::Folder(dir.path().join(name));
+            stores.push(content::Store::open_or_create(&location, "test").await.unwrap());
+        }
+        let manifest = stores[0].put_raw(&raw, "vm", |_| {}).await.unwrap().manifest;
+        content::replicate(&stores[0], &stores[1], &manifest, "vm", |_| {}).await.unwrap();
+        let cache = Arc::new(content::BlockCache::in_memory());
+        let image = content::Image::open(&stores, &manifest, cache).await.unwrap();
+        damage(&dir.path().join("one/packs"));
+
+        let (status, mut told) = watch::channel(status());
+        let stop = CancellationToken::new();
+        let reporting = tokio::spawn(report_damage(image.clone(), Arc::new(status), stop.clone()));
+        let mut read = vec![0; 1 << 20];
+        image.read_at(0, &mut read).await.unwrap();
+        assert!(read == std::fs::read(&raw).unwrap());
+        let heard = told.wait_for(|status| status.damaged_reads > 0);
+        tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap().unwrap();
+        stop.cancel();
+        reporting.await.unwrap();
     }
 }

@@ -129,3 +129,17 @@ impl VmSpec {
         file.sync_all()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_of_an_older_service_has_one_store() {
+        let older = r#"{"store": "/srv/a", "manifest": "m", "cache_dir": "/c", "cache_bytes_max": 1}"#;
+        assert_eq!(serde_json::from_str::<BaseDisk>(older).unwrap().stores, ["/srv/a"]);
+        let newer =
+            r#"{"stores": ["/srv/a", "/srv/b"], "manifest": "m", "cache_dir": "/c", "cache_bytes_max": 1}"#;
+        assert_eq!(serde_json::from_str::<BaseDisk>(newer).unwrap().stores.len(), 2);
+    }
+}

@@ -133,6 +133,11 @@ impl DiskExports {
         }
     }
 
+    /// An image that was opened before.
+    pub(crate) async fn opened(&self, id: &ManifestId) -> Option<Image> {
+        self.images.lock().await.get(id).cloned()
+    }
+
     /// An image, opened once.
     pub(crate) async fn image(&self, stores: &[content::Store], id: ManifestId) -> content::Result<Image> {
         let mut images = self.images.lock().await;
@@ -285,12 +290,18 @@ async fn bytes(
             let failed = |error: &dyn std::error::Error| BlobError::internal(chain(error));
             let id = content.manifest.as_str().parse();
             let id: ManifestId = id.map_err(|_| BlobError::internal("a manifest's name cannot be read"))?;
-            let holding = state.fabric.holding(&managed.spec.location, &id).await;
-            let stores = holding.map_err(|error| failed(&error))?;
-            if stores.is_empty() {
-                return Err(BlobError::internal("no zone that can be reached has the disk's content"));
-            }
-            let image = state.disk_exports.image(&stores, id).await.map_err(|error| failed(&error))?;
+            let image = match state.disk_exports.opened(&id).await {
+                Some(image) => image,
+                None => {
+                    let holding = state.fabric.holding(&managed.spec.location, &id).await;
+                    let stores = holding.map_err(|error| failed(&error))?;
+                    if stores.is_empty() {
+                        let reason = "no zone that can be reached has the disk's content";
+                        return Err(BlobError::internal(reason));
+                    }
+                    state.disk_exports.image(&stores, id).await.map_err(|error| failed(&error))?
+                }
+            };
             let footer = disk::vhd::fixed_footer(image.size(), *managed.unique_id.as_bytes());
             Ok((PageBlob::Image(PageImage::new(image, footer)), About::page(access.granted)))
         }

@@ -126,16 +126,7 @@ impl Zone {
     }
 
     fn begin_to_open(&self) -> Result<AbortOnDropHandle<Result<OpenStore, FabricError>>, FabricError> {
-        // A store that was here and whose folder is gone is not made anew in a place that may be a mount point.
-        if let Some(folder) = self.location.as_folder()
-            && self.seen.exists()
-            && !folder.exists()
-        {
-            return Err(self.away(&format!(
-                "its folder {} is not there, although it had a store. If that is lost, make the folder: its copies are made again",
-                folder.display()
-            )));
-        }
+        self.check_folder()?;
         let keys = self.key_file.as_deref().map(KeyRing::from_file).transpose();
         let keys = keys.map_err(|source| self.fail(source))?;
         let options = StoreOptions { keys, ..self.options.clone() };
@@ -157,6 +148,17 @@ impl Zone {
                 .map_err(|source| FabricError::Folder { path: seen, source })?;
             Ok(OpenStore { store, _lock: lock })
         })))
+    }
+
+    /// Refuses a folder that is gone although there was a store: nothing is made anew in a place that may be a mount point.
+    pub(super) fn check_folder(&self) -> Result<(), FabricError> {
+        match self.location.as_folder() {
+            Some(folder) if self.seen.exists() && !folder.exists() => Err(self.away(&format!(
+                "its folder {} is not there, although it had a store. If that is lost, make the folder: its copies are made again",
+                folder.display()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn fail(&self, source: content::Error) -> FabricError {

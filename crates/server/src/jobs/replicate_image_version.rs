@@ -256,7 +256,11 @@ async fn has_all(store: &content::Store, manifests: &[ManifestId]) -> content::R
 
 /// Makes the further copies of regions that are complete already and stay so: a greater replica count.
 async fn top_up(context: &JobContext, work: &Work) -> Result<(), JobFailure> {
-    for region in &work.complete {
+    // In a region of one zone there is nothing to add.
+    let several = |region: &&Region| {
+        work.plans.get(region).is_some_and(|plan| plan.as_ref().is_ok_and(|plan| plan.order.len() > 1))
+    };
+    for region in work.complete.iter().filter(several) {
         match fill(&context.state, work, &[], region, &AtomicU8::new(0)).await {
             Ok(filled) => record(context, &work.version, Change::ToppedUp { region, filled }).await?,
             Err(error) if error.is_permanent() || context.job.attempts >= REGION_ATTEMPTS_MAX => {

@@ -184,7 +184,8 @@ impl Run {
         };
         let request = request::build_request(self, &source)?;
         let (fabric, base) = (&self.context.state.fabric, &request.base.manifest);
-        let host = fabric.build_host(&self.spec().location, base).await.map_err(give_up)?;
+        let order = distribute::zone_order(self).map_err(give_up)?;
+        let host = fabric.build_host(&self.spec().location, base, &order).await.map_err(give_up)?;
         let deadline = tokio::time::Instant::now() + request.timeout;
         let (events, receiver) = Events::channel(EVENTS_MAX);
         let building = async {

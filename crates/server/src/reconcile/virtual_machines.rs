@@ -249,6 +249,26 @@ mod tests {
         assert_eq!(deallocated.power, Some(PowerState::Deallocated));
     }
 
+    #[tokio::test]
+    async fn damage_that_a_vm_tells_of_is_repaired_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = AppState::for_tests(crate::Config::new(dir.path())).await;
+        let (vm, mut damage) = (vm(PowerState::Running), Damage::default());
+        let repairs = async || {
+            let store = format!("/subscriptions/{}/tintypeStores/eastus", state.config.subscription_id);
+            let found =
+                state.store.read(|tx| Box::pin(async { tx.operations_in_progress(&store).await })).await;
+            let found: Vec<store::Operation> = found.map_err(|error: StoreError| error).unwrap();
+            found.iter().map(|operation| operation.kind.clone()).collect::<Vec<_>>()
+        };
+        damage.note(&state, &vm, 0).await.unwrap();
+        assert!(repairs().await.is_empty());
+        for told in [3, 3, 5] {
+            damage.note(&state, &vm, told).await.unwrap();
+            assert_eq!(repairs().await, ["stores.repair"]);
+        }
+    }
+
     #[test]
     fn a_vm_that_is_found_again_runs() {
         let observed = Observed { power: PowerState::Running, agent: None, damaged_reads: 0 };

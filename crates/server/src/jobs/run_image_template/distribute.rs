@@ -9,12 +9,14 @@ use model::content::DiskContent;
 use model::image_template::{Distributor, DistributorKind};
 use model::image_version::VersionContent;
 use model::latest::{VersionScheme, next_version};
+use model::placement::CopyPlan;
 use model::{ManifestRef, ResourceRef, RunOutputName, VersionName};
 use store::{StoreError, Tx};
 
 use super::journal::Journal;
 use super::{Built, Run};
 use crate::api::image_versions::{NewVersion, existing_versions, publish_from_run, wait_ready};
+use crate::fabric::FabricError;
 use crate::http::error::{ApiError, chain};
 
 /// What became of one distributor.
@@ -112,6 +114,19 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
     published
         .await
         .map_err(|error: ApiError| error.error_object()["message"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The zones of the run's region as the first definition that it publishes to wants them, so that its result is where its
+/// other versions are.
+pub(super) fn zone_order(run: &Run) -> Result<Vec<usize>, FabricError> {
+    let offers = run.context.state.fabric.offers(&run.spec().location)?;
+    let definition = run.spec().distribute.iter().find_map(|distributor| match &distributor.kind {
+        DistributorKind::SharedImage { target, .. } => {
+            Some(image_definition_id(&target.definition).to_string())
+        }
+        DistributorKind::ManagedImage { .. } | DistributorKind::Vhd { .. } => None,
+    });
+    Ok(CopyPlan::everywhere(offers, &definition.unwrap_or_default()).order)
 }
 
 /// Where a version goes when the template names no region: to that of the definition.
