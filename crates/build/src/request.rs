@@ -115,11 +115,11 @@ pub struct Host {
     pub runs_dir: PathBuf,
     /// The step cache.
     pub cache: StepCache,
-    /// The home region's store, where the result is committed.
-    pub store: content::Store,
-    /// The same store as VM processes open it.
-    pub store_location: String,
-    /// File with its keys, if it is encrypted with such.
+    /// The stores of the home region that hold the base, at least one: the result is committed to the first that takes it.
+    pub stores: Vec<content::Store>,
+    /// The same stores as VM processes open them.
+    pub store_locations: Vec<String>,
+    /// File with their keys, if they are encrypted with such.
     pub store_key_file: Option<PathBuf>,
     /// Block cache shared by the VMs of this host.
     pub block_cache_dir: PathBuf,

@@ -98,7 +98,9 @@ async fn build(
             Err(error) => {
                 events.line(Stream::Validation, error.to_string()).await;
                 if !request.continue_on_validation_failure {
-                    host.store.remove_ref(&commit.manifest, &run_reference(&request.run_id)).await?;
+                    for store in &host.stores {
+                        store.remove_ref(&commit.manifest, &run_reference(&request.run_id)).await?;
+                    }
                     return Err(error);
                 }
                 Some(error.to_string())
@@ -279,7 +281,7 @@ async fn powered_off(machine: &BuildVm) -> Result<(), BuildError> {
     }
 }
 
-/// Stores the clusters that changed since the base.
+/// Stores the clusters that changed since the base, in the first zone that takes them.
 async fn commit(
     layers: &[PathBuf],
     request: &BuildRequest,
@@ -287,7 +289,26 @@ async fn commit(
     events: &Events,
 ) -> Result<content::PutReport, BuildError> {
     let owner = run_reference(&request.run_id);
-    let report = host.store.commit_overlay(&request.base.manifest, layers, &owner, |_| {}).await?;
+    let mut failed = None;
+    let mut committed = None;
+    for store in &host.stores {
+        match store.commit_overlay(&request.base.manifest, layers, &owner, |_| {}).await {
+            Ok(report) => {
+                committed = Some(report);
+                break;
+            }
+            Err(error) => {
+                let line = format!("cannot commit to {}: {error}", store.location());
+                events.line(Stream::Customization, line).await;
+                failed = Some(error);
+            }
+        }
+    }
+    let report = match (committed, failed) {
+        (Some(report), _) => report,
+        (None, Some(error)) => return Err(error.into()),
+        (None, None) => return Err(BuildError::Boot { reason: "the region has no store".to_owned() }),
+    };
     let line = format!(
         "committed: {} new blocks, {} bytes stored, in {:.1} s",
         report.new_blocks, report.stored_bytes, report.seconds

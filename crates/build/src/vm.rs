@@ -73,7 +73,7 @@ impl BuildVm {
             lifetime: Lifetime::Leased { lease_s: LEASE_S },
             identity: identity.clone(),
             base: BaseDisk {
-                store: host.store_location.clone(),
+                stores: host.store_locations.clone(),
                 key_file: host.store_key_file.clone(),
                 manifest: manifest.to_string(),
                 cache_dir: host.block_cache_dir.clone(),

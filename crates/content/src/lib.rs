@@ -41,10 +41,11 @@ pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;
 pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
+pub use refs::StoredReference;
 pub use scrub::{Damage, Need, StoreVerifyReport, VerifyOptions};
 pub use seal::{Key, KeyId, KeyRing};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
-pub use write::{Progress, PutReport, ReplicateReport, replicate};
+pub use write::{Bandwidth, Progress, PutReport, ReplicateReport, replicate, replicate_paced};
 
 /// The largest disk that a store takes, 32 TiB: Azure's largest managed disk (RULES.md section 2).
 pub const MAX_DISK_BYTES: u64 = disk::MAX_DISK_BYTES;

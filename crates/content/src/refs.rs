@@ -26,6 +26,17 @@ struct Reference {
     created_unix_s: u64,
 }
 
+/// A reference as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredReference {
+    /// The image.
+    pub manifest: ManifestId,
+    /// Who needs it.
+    pub owner: String,
+    /// When it was made, by the clock of the host that made it: seconds since 1970.
+    pub created_unix_s: u64,
+}
+
 /// What a reference's name says of its owner: the first 32 hex digits of the BLAKE3 of the owner's text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OwnerKey(String);
@@ -77,12 +88,22 @@ impl Store {
 
     /// The owners who refer to an image, sorted.
     pub async fn refs(&self, manifest: &ManifestId) -> Result<Vec<String>> {
-        let mut images = self.read_refs(Some(manifest)).await?;
-        Ok(images.remove(manifest).unwrap_or_default().into_iter().collect())
+        let owners: BTreeSet<_> =
+            self.read_refs(Some(manifest)).await?.into_iter().map(|reference| reference.owner).collect();
+        Ok(owners.into_iter().collect())
     }
 
     /// Every visible image, and who refers to it. Reads each reference.
     pub async fn images(&self) -> Result<BTreeMap<ManifestId, BTreeSet<String>>> {
+        let mut images: BTreeMap<ManifestId, BTreeSet<String>> = BTreeMap::new();
+        for StoredReference { manifest, owner, .. } in self.read_refs(None).await? {
+            images.entry(manifest).or_default().insert(owner);
+        }
+        Ok(images)
+    }
+
+    /// Every reference, in no order; an owner may have several to one image. Reads each.
+    pub async fn references(&self) -> Result<Vec<StoredReference>> {
         self.read_refs(None).await
     }
 
@@ -140,10 +161,9 @@ impl Store {
         Ok(paths)
     }
 
-    async fn read_refs(&self, only: Option<&ManifestId>) -> Result<BTreeMap<ManifestId, BTreeSet<String>>> {
+    async fn read_refs(&self, only: Option<&ManifestId>) -> Result<Vec<StoredReference>> {
         let folder = only.map_or_else(|| Path::from("refs"), refs_folder);
-        let mut images: BTreeMap<ManifestId, BTreeSet<String>> = BTreeMap::new();
-        let mut read = 0;
+        let mut references = Vec::new();
         let mut listing = self.objects().list(Some(&folder));
         while let Some(object) = listing.try_next().await.map_err(Error::objects("list", &folder))? {
             let Some(manifest) = manifest_of(&object.location).filter(|_| object.size > 0) else { continue };
@@ -151,17 +171,16 @@ impl Store {
             let Some(bytes) = read_object(&**self.objects(), &object.location, MAX_JSON_BYTES).await? else {
                 continue;
             };
-            let reference: Reference = serde_json::from_slice(&bytes).map_err(|error| {
+            let Reference { owner, created_unix_s } = serde_json::from_slice(&bytes).map_err(|error| {
                 Error::DamagedObject { object: object.location.to_string(), reason: error.to_string() }
             })?;
-            images.entry(manifest).or_default().insert(reference.owner);
-            read += 1;
-            if read > MAX_REFS {
+            references.push(StoredReference { manifest, owner, created_unix_s });
+            if references.len() > MAX_REFS {
                 let reason = format!("the store has more than {MAX_REFS} references");
                 return Err(Error::Refused { reason });
             }
         }
-        Ok(images)
+        Ok(references)
     }
 }
 

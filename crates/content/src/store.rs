@@ -191,6 +191,36 @@ impl Store {
         &self.inner.description.owner
     }
 
+    /// Checks that the store is still where it was opened, and is the same: a folder may be unmounted or replaced, and what
+    /// is not there looks like what is empty.
+    pub async fn check_present(&self) -> Result<()> {
+        let location = || self.inner.location.to_string();
+        let bytes = read_object(&*self.inner.objects, &Path::from("store.json"), MAX_JSON_BYTES).await?;
+        let bytes = bytes.ok_or_else(|| Error::NotAStore { location: location() })?;
+        match serde_json::from_slice::<Description>(&bytes) {
+            Ok(found) if found.id == self.inner.description.id => Ok(()),
+            Ok(found) => {
+                let reason = format!("store {} was replaced by {}", self.inner.description.id, found.id);
+                Err(Error::Format { location: location(), reason })
+            }
+            Err(error) => {
+                let reason = format!("store.json cannot be read ({error})");
+                Err(Error::Format { location: location(), reason })
+            }
+        }
+    }
+
+    /// Says that `name` looks after the references of this store, unless somebody else does; returns who does. Nothing in
+    /// here depends on it: it is for those who remove references of others, who must be the only ones to do so.
+    pub async fn claim(&self, name: &str) -> Result<String> {
+        self.check_writable()?;
+        check_owner(name)?;
+        let path = Path::from("keeper");
+        create(&*self.inner.objects, &path, Bytes::copy_from_slice(name.as_bytes())).await?;
+        let found = read_object(&*self.inner.objects, &path, MAX_JSON_BYTES).await?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&found).into_owned())
+    }
+
     /// The size of an image's disk and of its data.
     pub async fn manifest_info(&self, manifest: &ManifestId) -> Result<ManifestInfo> {
         let root = self.load_manifest(manifest).await?;

@@ -11,6 +11,7 @@
 //! ```
 
 mod attempt;
+mod bandwidth;
 mod copy;
 mod merge;
 mod pack;
@@ -27,7 +28,8 @@ use serde::Serialize;
 
 use crate::ManifestId;
 
-pub use replicate::{ReplicateReport, replicate};
+pub use bandwidth::Bandwidth;
+pub use replicate::{ReplicateReport, replicate, replicate_paced};
 
 pub(crate) use attempt::{Attempt, Record, given_up_path, writer_path};
 pub(crate) use copy::copy;

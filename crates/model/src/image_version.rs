@@ -2,6 +2,8 @@
 
 mod state;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use state::{AggregateReplication, RegionReplication, VersionContent, VersionState};
@@ -175,12 +177,38 @@ pub struct ImageVersion {
     pub published: Timestamp,
     /// Where it stands.
     pub state: VersionState,
+    /// How many physical copies there are, in the regions of which that is known.
+    #[serde(default)]
+    pub copies: BTreeMap<Region, PhysicalCopies>,
+}
+
+/// Copies of a version in the zones of one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhysicalCopies {
+    /// Zones that held it when somebody last looked.
+    pub held: usize,
+    /// Zones that shall hold it: as many as replicas, if the region has so many.
+    pub wanted: usize,
+}
+
+impl std::fmt::Display for PhysicalCopies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { held, wanted } = *self;
+        match (held, wanted) {
+            (1, 1) => f.write_str("1 physical copy"),
+            _ if held >= wanted => write!(f, "{held} physical copies"),
+            _ => write!(
+                f,
+                "{held} of {wanted} physical copies; the rest is made when its zones can be reached"
+            ),
+        }
+    }
 }
 
 impl ImageVersion {
     /// A version that was just accepted.
     pub fn create(name: VersionName, spec: ImageVersionSpec, now: Timestamp) -> Self {
-        Self { name, spec, published: now, state: VersionState::Creating }
+        Self { name, spec, published: now, state: VersionState::Creating, copies: BTreeMap::new() }
     }
 
     /// Checks a PUT over this version and returns the spec to keep: what an update may leave out stays

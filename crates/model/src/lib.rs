@@ -27,6 +27,7 @@ pub mod latest;
 pub mod managed_disk;
 pub mod names;
 pub mod operation;
+pub mod placement;
 pub mod provisioning;
 pub mod reference;
 pub mod region;

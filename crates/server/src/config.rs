@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use content::StoreLocation;
+use model::placement::{RegionZones, ZONES_MAX};
 use model::{Region, SubscriptionId};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -56,10 +57,26 @@ pub struct Config {
 pub struct RegionConfig {
     /// Name, such as "eastus".
     pub name: Region,
-    /// Where its store is.
-    pub store: StoreLocation,
-    /// File with the keys that its store is encrypted with; `None`: those of the environment, if any.
+    /// Where the stores of its zones are, one to three.
+    pub zones: Vec<StoreLocation>,
+    /// Whether zone-redundant storage is taken although there are fewer than three zones.
+    pub zrs_fallback: bool,
+    /// File with the keys that its stores are encrypted with; `None`: those of the environment, if any.
     pub key_file: Option<PathBuf>,
+}
+
+impl RegionConfig {
+    /// A region of one zone, without a key file.
+    #[must_use]
+    pub fn of_one_zone(name: Region, store: StoreLocation) -> Self {
+        Self { name, zones: vec![store], zrs_fallback: false, key_file: None }
+    }
+
+    /// What it offers to images.
+    #[must_use]
+    pub fn offers(&self) -> RegionZones {
+        RegionZones { count: self.zones.len(), zrs_fallback: self.zrs_fallback }
+    }
 }
 
 /// Exceptions from the network policy.
@@ -86,6 +103,19 @@ pub struct Limits {
     pub shutdown_timeout: Duration,
     /// How long a VM's guest may take to report ready (`limits.provisioning_timeout_s`).
     pub provisioning_timeout: Duration,
+    /// Between two comparisons of what the regions' stores hold with what the database wants there.
+    pub reconcile_interval: Duration,
+    /// Age from which a reference is removed whose owner is gone. No shorter than the longest job: one that is under way
+    /// may hold an image that no row names yet.
+    pub reference_grace: Duration,
+    /// Between two garbage collections of a zone.
+    pub gc_interval: Duration,
+    /// From a deletion to the garbage collection that frees its bytes.
+    pub gc_delay: Duration,
+    /// Between two verifications of a zone.
+    pub verify_interval: Duration,
+    /// Megabits (10^6 bits) a second that all replications of this process write together; `None`: as fast as it goes.
+    pub replication_mbps: Option<u64>,
 }
 
 impl Default for Limits {
@@ -99,6 +129,13 @@ impl Default for Limits {
             shutdown_timeout: Duration::from_secs(20),
             // Azure's own limit for Linux.
             provisioning_timeout: Duration::from_secs(20 * 60),
+            reconcile_interval: Duration::from_secs(15 * 60),
+            // `buildTimeoutInMinutes` is at most 960; what follows a build has as long again.
+            reference_grace: Duration::from_secs(2 * 960 * 60),
+            gc_interval: Duration::from_secs(24 * 3600),
+            gc_delay: Duration::from_secs(10 * 60),
+            verify_interval: Duration::from_secs(30 * 24 * 3600),
+            replication_mbps: None,
         }
     }
 }
@@ -148,7 +185,7 @@ struct File {
     catalog: Vec<PathBuf>,
     #[serde(default)]
     import_paths: Vec<PathBuf>,
-    #[serde(default)]
+    #[serde(default, alias = "regions")]
     region: Vec<FileRegion>,
     #[serde(default)]
     network: FileNetwork,
@@ -160,7 +197,10 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct FileRegion {
     name: String,
-    store: String,
+    store: Option<String>,
+    zones: Option<Vec<String>>,
+    #[serde(default)]
+    zrs_fallback: bool,
     key_file: Option<PathBuf>,
 }
 
@@ -181,6 +221,12 @@ struct FileLimits {
     token_lifetime_s: Option<u64>,
     shutdown_timeout_s: Option<u64>,
     provisioning_timeout_s: Option<u64>,
+    reconcile_interval_s: Option<u64>,
+    reference_grace_s: Option<u64>,
+    gc_interval_s: Option<u64>,
+    gc_delay_s: Option<u64>,
+    verify_interval_s: Option<u64>,
+    replication_mbps: Option<u64>,
 }
 
 impl Config {
@@ -190,10 +236,9 @@ impl Config {
     /// Never: the ids and names in here are constants that a test parses.
     #[must_use]
     pub fn new(data_dir: &Path) -> Config {
-        let region = |name: &str| RegionConfig {
-            name: Region::parse(name).expect("a constant"),
-            store: StoreLocation::Folder(data_dir.join("regions").join(name)),
-            key_file: None,
+        let region = |name: &str| {
+            let store = StoreLocation::Folder(data_dir.join("regions").join(name));
+            RegionConfig::of_one_zone(Region::parse(name).expect("a constant"), store)
         };
         Config {
             data_dir: data_dir.to_owned(),
@@ -250,9 +295,18 @@ impl Config {
             if !names.insert(region.name.as_str()) {
                 return Err(value("region.name", format!("'{}' occurs twice", region.name)));
             }
-            if !stores.insert(&region.store) {
-                let reason = format!("'{}' is the store of two regions; each needs its own", region.store);
-                return Err(value("region.store", reason));
+            if !(1..=ZONES_MAX).contains(&region.zones.len()) {
+                let count = region.zones.len();
+                let reason =
+                    format!("region '{}' has {count} zones; a region has 1 to {ZONES_MAX}", region.name);
+                return Err(value("region.zones", reason));
+            }
+            for store in &region.zones {
+                if !stores.insert(store) {
+                    let reason =
+                        format!("'{store}' is the store of two zones or regions; each needs its own");
+                    return Err(value("region.store", reason));
+                }
             }
         }
         let host_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
@@ -269,7 +323,13 @@ impl Config {
         in_range("limits.jobs", limits.jobs as u64, 1, 1024)?;
         in_range("limits.token_lifetime_s", limits.token_lifetime.as_secs(), 60, 86_400)?;
         in_range("limits.shutdown_timeout_s", limits.shutdown_timeout.as_secs(), 0, 3600)?;
-        in_range("limits.provisioning_timeout_s", limits.provisioning_timeout.as_secs(), 1, 86_400)
+        in_range("limits.provisioning_timeout_s", limits.provisioning_timeout.as_secs(), 1, 86_400)?;
+        in_range("limits.reconcile_interval_s", limits.reconcile_interval.as_secs(), 1, 7 * 86_400)?;
+        in_range("limits.reference_grace_s", limits.reference_grace.as_secs(), 0, 365 * 86_400)?;
+        in_range("limits.gc_interval_s", limits.gc_interval.as_secs(), 1, 365 * 86_400)?;
+        in_range("limits.gc_delay_s", limits.gc_delay.as_secs(), 0, 365 * 86_400)?;
+        in_range("limits.verify_interval_s", limits.verify_interval.as_secs(), 1, 365 * 86_400)?;
+        in_range("limits.replication_mbps", limits.replication_mbps.unwrap_or(1), 1, 1_000_000)
     }
 
     /// Address of the database.
@@ -319,6 +379,12 @@ impl File {
         limits.token_lifetime = seconds(file.token_lifetime_s, limits.token_lifetime);
         limits.shutdown_timeout = seconds(file.shutdown_timeout_s, limits.shutdown_timeout);
         limits.provisioning_timeout = seconds(file.provisioning_timeout_s, limits.provisioning_timeout);
+        limits.reconcile_interval = seconds(file.reconcile_interval_s, limits.reconcile_interval);
+        limits.reference_grace = seconds(file.reference_grace_s, limits.reference_grace);
+        limits.gc_interval = seconds(file.gc_interval_s, limits.gc_interval);
+        limits.gc_delay = seconds(file.gc_delay_s, limits.gc_delay);
+        limits.verify_interval = seconds(file.verify_interval_s, limits.verify_interval);
+        limits.replication_mbps = file.replication_mbps;
         Ok(config)
     }
 }
@@ -326,14 +392,34 @@ impl File {
 impl FileRegion {
     fn into_config(self, folder: &Path) -> Result<RegionConfig, ConfigError> {
         let name = Region::parse(&self.name).map_err(|e| value("region.name", e.message.to_string()))?;
-        // A path is relative to the configuration's folder.
-        let store = match self.store.as_str() {
-            url if url.contains("://") => url.parse(),
-            "" => return Err(value("region.store", format!("region '{name}' has an empty path"))),
-            path => StoreLocation::folder(&folder.join(path)),
+        let (key, stores) = match (self.store, self.zones) {
+            (Some(store), None) => ("region.store", vec![store]),
+            (None, Some(zones)) => ("region.zones", zones),
+            (Some(_), Some(_)) => {
+                let reason =
+                    format!("region '{name}' has both 'store' and 'zones'; 'store' is a region's only zone");
+                return Err(value("region.zones", reason));
+            }
+            (None, None) => {
+                let reason = format!(
+                    "region '{name}' has no store; give it zones = [\"/a/folder\"], or up to {ZONES_MAX} of them"
+                );
+                return Err(value("region.zones", reason));
+            }
         };
-        let store = store.map_err(|error| value("region.store", error.to_string()))?;
-        Ok(RegionConfig { name, store, key_file: self.key_file.map(|path| folder.join(path)) })
+        // A path is relative to the configuration's folder.
+        let location = |text: &String| match text.as_str() {
+            url if url.contains("://") => url.parse().map_err(|error: content::Error| error.to_string()),
+            "" => Err(format!("region '{name}' has an empty path")),
+            path => StoreLocation::folder(&folder.join(path)).map_err(|error| error.to_string()),
+        };
+        let zones = stores.iter().map(location).collect::<Result<Vec<_>, _>>();
+        Ok(RegionConfig {
+            zones: zones.map_err(|reason| value(key, reason))?,
+            zrs_fallback: self.zrs_fallback,
+            key_file: self.key_file.map(|path| folder.join(path)),
+            name,
+        })
     }
 }
 
@@ -390,26 +476,44 @@ mod tests {
             name = "northeurope"
             store = "s3://images/north"
             key_file = "keys/north"
+            [[region]]
+            name = "westeurope"
+            zones = ["we1", "az://account/we2", "gs://we3/store"]
+            zrs_fallback = true
             [network]
             allow = ["127.0.0.1:8000"]
             [limits]
             jobs = 2
             request_timeout_s = 5
+            reconcile_interval_s = 60
+            replication_mbps = 100
             "#,
         )
         .unwrap();
         assert_eq!(config.regions[0].name.as_str(), "eastus2");
-        assert_eq!(config.regions[0].store.as_folder(), Some(Path::new("/srv/a")));
-        assert!(config.regions[1].store.as_folder().unwrap().ends_with("b"));
-        assert_eq!(config.regions[2].store.to_string(), "s3://images/north");
+        assert_eq!(config.regions[0].zones[0].as_folder(), Some(Path::new("/srv/a")));
+        assert!(config.regions[1].zones[0].as_folder().unwrap().ends_with("b"));
+        assert_eq!(config.regions[2].zones[0].to_string(), "s3://images/north");
         assert!(config.regions[2].key_file.as_ref().unwrap().ends_with("keys/north"));
         assert_eq!(config.regions[1].key_file, None);
+        let three = &config.regions[3];
+        assert_eq!(three.offers(), RegionZones { count: 3, zrs_fallback: true });
+        assert_eq!(three.zones[1].to_string(), "az://account/we2");
+        assert!(!config.regions[1].zrs_fallback);
+        assert_eq!(config.limits.reconcile_interval, Duration::from_secs(60));
+        assert_eq!(config.limits.replication_mbps, Some(100));
         assert_eq!(config.region("EASTUS2").unwrap().name.display_name(), "East US 2");
         assert_eq!(config.blob_listen, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 10000))));
         assert_eq!(config.limits.jobs, 2);
         assert_eq!(config.limits.request_timeout, Duration::from_secs(5));
         assert_eq!(config.network.allow, ["127.0.0.1:8000"]);
         assert_eq!(config.data_dir, Path::new("/srv/tintype"));
+    }
+
+    #[test]
+    fn regions_may_be_called_so() {
+        let config = load("[[regions]]\nname = \"a\"\nzones = [\"x\"]").unwrap();
+        assert_eq!(config.regions.len(), 1);
     }
 
     #[test]
@@ -427,8 +531,18 @@ mod tests {
             ),
             (
                 "[[region]]\nname = \"a\"\nstore = \"x\"\n[[region]]\nname = \"b\"\nstore = \"x\"",
-                "two regions",
+                "two zones or regions",
             ),
+            ("[[region]]\nname = \"a\"", "'region.zones': region 'a' has no store; give it zones"),
+            ("[[region]]\nname = \"a\"\nstore = \"x\"\nzones = [\"y\"]", "has both 'store' and 'zones'"),
+            ("[[region]]\nname = \"a\"\nzones = []", "has 0 zones; a region has 1 to 3"),
+            ("[[region]]\nname = \"a\"\nzones = [\"1\", \"2\", \"3\", \"4\"]", "has 4 zones"),
+            ("[[region]]\nname = \"a\"\nzones = [\"x\", \"./x\"]", "two zones or regions"),
+            (
+                "[[region]]\nname = \"a\"\nzones = [\"x\", \"\"]",
+                "'region.zones': region 'a' has an empty path",
+            ),
+            ("[limits]\nreplication_mbps = 0", "'limits.replication_mbps': 0 is not between 1 and 1000000"),
             ("public_host = \"a/b\"", "'public_host'"),
             ("tenant_id = \"x\"", "tenant_id"),
         ] {

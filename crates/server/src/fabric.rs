@@ -2,24 +2,32 @@
 //! QEMU, and the folders in which VMs and runs live.
 //!
 //! Stores are opened on first use and again after a failure: a region that is away for a while must not keep
-//! the service from starting, nor need a restart when it is back.
+//! the service from starting, nor need a restart when it is back. A region has one to three zones, each a store
+//! ([`zone`]); what is to be where, and brings it there, is in [`crate::copies`].
+
+mod zone;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use build::platform::{Catalog, CatalogError};
 use build::{CacheLimits, StepCache};
-use content::{KeyRing, StoreLocation, StoreOptions};
+use content::{Bandwidth, ManifestId};
+use futures::future::join_all;
 use model::Region;
-use tokio::sync::{Mutex, OnceCell};
+use model::placement::RegionZones;
+use tokio::sync::{Mutex, Notify, OnceCell};
 use uuid::Uuid;
 use vmhost::{Accelerator, MachineError, Outbound};
 
-use crate::Config;
-use crate::store_lock::ServerLock;
+use self::zone::{Common, Zone};
+use crate::http::error::chain;
+use crate::{Config, RegionConfig};
 
 /// Bound of the block cache that all VMs of this host share.
 const BLOCK_CACHE_BYTES_MAX: u64 = 8 << 30;
+const BYTES_PER_MEGABIT: u64 = 1_000_000 / 8;
 
 /// Why a part of the host cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +36,23 @@ pub enum FabricError {
     #[error("region '{0}' is not configured")]
     UnknownRegion(Region),
     /// A region's store.
-    #[error("the store of region '{region}' cannot be used: {source}")]
+    #[error("{name} cannot be used: {source}")]
     Store {
         /// The region.
         region: Region,
+        /// The store or zone, as messages name it.
+        name: String,
         /// Cause.
         #[source]
         source: Box<content::Error>,
+    },
+    /// A zone that is not there now, and may be again.
+    #[error("{name} is away: {reason}")]
+    Away {
+        /// The store or zone, as messages name it.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
     },
     /// QEMU.
     #[error(transparent)]
@@ -57,7 +75,12 @@ pub enum FabricError {
 pub struct Fabric {
     data_dir: PathBuf,
     program: PathBuf,
-    regions: BTreeMap<Region, RegionStore>,
+    regions: BTreeMap<Region, Zones>,
+    bandwidth: Option<Arc<Bandwidth>>,
+    /// Wakes what compares the stores with the database.
+    pub(crate) reconcile: Notify,
+    /// Held by whoever does that: twice at once would only be twice the work.
+    pub(crate) reconciling: Mutex<()>,
     catalog: Catalog,
     step_cache: StepCache,
     outbound: Outbound,
@@ -65,16 +88,29 @@ pub struct Fabric {
     qemu_version: OnceCell<String>,
 }
 
-struct RegionStore {
-    location: StoreLocation,
+/// The stores of a region.
+struct Zones {
+    offers: RegionZones,
     key_file: Option<PathBuf>,
-    open: Mutex<Option<OpenStore>>,
+    zones: Vec<Zone>,
 }
 
-/// An open store, and the mark that keeps the command line from changing it meanwhile (remote stores have none).
-struct OpenStore {
-    store: content::Store,
-    _lock: Option<ServerLock>,
+impl Zones {
+    fn new(region: &RegionConfig, index_dir: &std::path::Path, seen_dir: &std::path::Path) -> Self {
+        let common = Common {
+            region: &region.name,
+            count: region.zones.len(),
+            index_dir,
+            key_file: region.key_file.as_deref(),
+            seen_dir,
+        };
+        let zones = region.zones.iter().enumerate();
+        Self {
+            offers: region.offers(),
+            key_file: region.key_file.clone(),
+            zones: zones.map(|(index, location)| Zone::new(&common, index, location)).collect(),
+        }
+    }
 }
 
 impl Fabric {
@@ -87,21 +123,21 @@ impl Fabric {
         let cache_dir = data_dir.join("step-cache");
         let step_cache = StepCache::open(&cache_dir, CacheLimits::default())
             .map_err(|source| FabricError::Folder { path: cache_dir, source })?;
-        let regions = config
-            .regions
-            .iter()
-            .map(|region| {
-                let store = RegionStore {
-                    location: region.store.clone(),
-                    key_file: region.key_file.clone(),
-                    open: Mutex::new(None),
-                };
-                (region.name.clone(), store)
-            })
-            .collect();
+        // Beside the block cache: there the VMs' processes look for it.
+        let index_dir = data_dir.join(vmhost::INDEX_DIR);
+        let seen_dir = data_dir.join("zones");
+        crate::secret_file::create_folder(&seen_dir)
+            .map_err(|source| FabricError::Folder { path: seen_dir.clone(), source })?;
+        let regions = config.regions.iter();
+        let regions =
+            regions.map(|region| (region.name.clone(), Zones::new(region, &index_dir, &seen_dir))).collect();
+        let bandwidth = config.limits.replication_mbps;
         let fabric = Self {
             program: config.program.clone(),
             regions,
+            bandwidth: bandwidth.map(|mbps| Arc::new(Bandwidth::new(mbps.saturating_mul(BYTES_PER_MEGABIT)))),
+            reconcile: Notify::new(),
+            reconciling: Mutex::default(),
             catalog: Catalog::load(&config.catalog)?,
             step_cache,
             outbound: Outbound { allow: config.network.allow.clone(), resolvers: Vec::new() },
@@ -131,36 +167,128 @@ impl Fabric {
         &self.outbound
     }
 
-    /// The store of a region, opened or made on first use.
+    /// What a region offers to images.
     ///
     /// # Errors
-    /// When the region is not configured or its store cannot be opened now.
-    pub async fn store(&self, region: &Region) -> Result<content::Store, FabricError> {
-        let known = self.region(region)?;
-        let mut open = known.open.lock().await;
-        if let Some(open) = &*open {
-            return Ok(open.store.clone());
-        }
-        let fail = |source| FabricError::Store { region: region.clone(), source: Box::new(source) };
-        let keys = known.key_file.as_deref().map(KeyRing::from_file).transpose().map_err(fail)?;
-        let options = StoreOptions { index_dir: Some(self.index_dir()), keys, ..StoreOptions::default() };
-        let store = content::Store::open_or_create_with(&known.location, "tintype", &options);
-        let store = store.await.map_err(fail)?;
-        let mark = |folder: &std::path::Path| {
-            ServerLock::hold(folder, region)
-                .map_err(|source| FabricError::Folder { path: folder.to_owned(), source })
-        };
-        let lock = known.location.as_folder().map(mark).transpose()?;
-        *open = Some(OpenStore { store: store.clone(), _lock: lock });
-        Ok(store)
+    /// When it is not configured.
+    pub fn offers(&self, region: &Region) -> Result<RegionZones, FabricError> {
+        Ok(self.region(region)?.offers)
     }
 
-    /// Location of a region's store, as VM processes open it.
+    /// The stores of a region's zones, in their order, opened or made on first use; or why one cannot be used now.
     ///
     /// # Errors
     /// When the region is not configured.
-    pub fn store_location(&self, region: &Region) -> Result<String, FabricError> {
-        Ok(self.region(region)?.location.to_string())
+    pub async fn zones(
+        &self,
+        region: &Region,
+    ) -> Result<Vec<Result<content::Store, FabricError>>, FabricError> {
+        Ok(join_all(self.region(region)?.zones.iter().map(Zone::store)).await)
+    }
+
+    /// As [`Fabric::zones`], of those that were ever opened: `None` for one that nobody needed yet. For what looks at all
+    /// stores and must not make any.
+    ///
+    /// # Errors
+    /// When the region is not configured.
+    pub async fn zones_in_use(
+        &self,
+        region: &Region,
+    ) -> Result<Vec<Option<Result<content::Store, FabricError>>>, FabricError> {
+        let open = async |zone: &Zone| match zone.was_opened() {
+            true => Some(zone.store().await),
+            false => None,
+        };
+        Ok(join_all(self.region(region)?.zones.iter().map(open)).await)
+    }
+
+    /// The store of one zone, by its index.
+    ///
+    /// # Errors
+    /// When there is no such zone or it cannot be used now.
+    pub async fn zone(&self, region: &Region, index: usize) -> Result<content::Store, FabricError> {
+        let zone = self.region(region)?.zones.get(index);
+        zone.ok_or_else(|| FabricError::UnknownRegion(region.clone()))?.store().await
+    }
+
+    /// The stores of a region that can be used now, at least one.
+    ///
+    /// # Errors
+    /// When the region is not configured or none of its stores can be used now: why the first one cannot.
+    pub async fn stores(&self, region: &Region) -> Result<Vec<content::Store>, FabricError> {
+        let (mut usable, mut first) = (Vec::new(), None);
+        for zone in self.zones(region).await? {
+            match zone {
+                Ok(store) => usable.push(store),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "a zone is not used");
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        match (usable.is_empty(), first) {
+            (true, Some(error)) => Err(error),
+            _ => Ok(usable),
+        }
+    }
+
+    /// A store of a region, opened or made on first use: that of its first zone which can be used now.
+    ///
+    /// # Errors
+    /// As [`Fabric::stores`].
+    pub async fn store(&self, region: &Region) -> Result<content::Store, FabricError> {
+        for zone in &self.region(region)?.zones {
+            if let Ok(store) = zone.store().await {
+                return Ok(store);
+            }
+        }
+        let mut stores = self.stores(region).await?;
+        Ok(stores.swap_remove(0))
+    }
+
+    /// The stores of a region that hold an image and can be used now; none if no zone has it.
+    ///
+    /// # Errors
+    /// As [`Fabric::stores`].
+    pub async fn holding(
+        &self,
+        region: &Region,
+        manifest: &ManifestId,
+    ) -> Result<Vec<content::Store>, FabricError> {
+        let stores = self.stores(region).await?;
+        let held = join_all(stores.iter().map(|store| store.has_manifest(manifest))).await;
+        let mut holding = Vec::new();
+        for (store, held) in stores.into_iter().zip(held) {
+            match held {
+                Ok(true) => holding.push(store),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, store = %store.location(), "cannot look for an image"),
+            }
+        }
+        Ok(holding)
+    }
+
+    /// Where VM processes read an image of a region: the zones that hold it, from `turn` on, so that readers are spread.
+    ///
+    /// # Errors
+    /// As [`Fabric::stores`].
+    pub async fn reading_places(
+        &self,
+        region: &Region,
+        manifest: &ManifestId,
+        turn: u64,
+    ) -> Result<Vec<String>, FabricError> {
+        let mut holding = self.holding(region, manifest).await?;
+        if !holding.is_empty() {
+            let turn = turn % holding.len() as u64;
+            holding.rotate_left(turn as usize);
+        }
+        Ok(holding.iter().map(|store| store.location().to_string()).collect())
+    }
+
+    /// What all replications of this process share.
+    pub fn bandwidth(&self) -> Option<&Bandwidth> {
+        self.bandwidth.as_deref()
     }
 
     /// File with the keys of a region's store, as VM processes read it.
@@ -171,20 +299,23 @@ impl Fabric {
         Ok(self.region(region)?.key_file.clone())
     }
 
-    /// Where the bytes of a region's blobs lie: beside its images.
+    /// Where the bytes of a region's blobs lie: beside its images, in its first zone.
     ///
     /// # Errors
-    /// When the region is not configured.
+    /// When the region is not configured, or that zone is away.
     pub fn blob_dir(&self, region: &Region) -> Result<PathBuf, FabricError> {
-        let blobs = match self.region(region)?.location.as_folder() {
+        let zone = self.region(region)?.zones.first();
+        if let Some(zone) = zone {
+            zone.check_folder()?;
+        }
+        Ok(match zone.and_then(|zone| zone.location().as_folder()) {
             Some(folder) => folder.join("blobs"),
             // Page blobs are written in place, which a bucket's objects cannot be.
             None => self.data_dir.join("blobs").join(region.as_str()),
-        };
-        Ok(blobs)
+        })
     }
 
-    fn region(&self, region: &Region) -> Result<&RegionStore, FabricError> {
+    fn region(&self, region: &Region) -> Result<&Zones, FabricError> {
         self.regions.get(region).ok_or_else(|| FabricError::UnknownRegion(region.clone()))
     }
 
@@ -197,17 +328,32 @@ impl Fabric {
         Ok(*self.accelerator.get_or_try_init(probe).await?)
     }
 
-    /// Everything that a build in `region` uses.
+    /// Everything that a build in `region` from an image `base` uses. The result goes to the first zone of `order` that has
+    /// the base, and takes it.
     ///
     /// # Errors
-    /// When the region's store or QEMU cannot be used.
-    pub async fn build_host(&self, region: &Region) -> Result<build::Host, FabricError> {
+    /// When none of the region's stores, or QEMU, can be used.
+    pub async fn build_host(
+        &self,
+        region: &Region,
+        base: &ManifestId,
+        order: &[usize],
+    ) -> Result<build::Host, FabricError> {
+        let mut stores = self.holding(region, base).await?;
+        if stores.is_empty() {
+            stores = self.stores(region).await?;
+        }
+        let zones = &self.region(region)?.zones;
+        stores.sort_by_key(|store| {
+            let zone = zones.iter().position(|zone| zone.location() == store.location());
+            order.iter().position(|wanted| Some(*wanted) == zone)
+        });
         Ok(build::Host {
             program: self.program.clone(),
             runs_dir: self.runs_dir(),
             cache: self.step_cache.clone(),
-            store: self.store(region).await?,
-            store_location: self.store_location(region)?,
+            store_locations: stores.iter().map(|store| store.location().to_string()).collect(),
+            stores,
             store_key_file: self.store_key_file(region)?,
             block_cache_dir: self.block_cache_dir(),
             block_cache_bytes_max: BLOCK_CACHE_BYTES_MAX,
@@ -225,11 +371,6 @@ impl Fabric {
     /// Block cache that all VMs of this host share.
     pub fn block_cache_dir(&self) -> PathBuf {
         self.data_dir.join("block-cache")
-    }
-
-    /// Copies of remote stores' indexes. Beside the block cache: there the VMs' processes look for it.
-    fn index_dir(&self) -> PathBuf {
-        self.data_dir.join(vmhost::INDEX_DIR)
     }
 
     /// Parent of the builds' directories.
@@ -265,19 +406,50 @@ impl Fabric {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RegionConfig;
     use crate::store_lock::holder;
+
+    fn two_zones(dir: &std::path::Path) -> Config {
+        let mut config = Config::new(dir);
+        let second = dir.join("second").to_string_lossy().parse().unwrap();
+        config.regions[0].zones.push(second);
+        config
+    }
 
     #[tokio::test]
     async fn an_open_store_is_marked_as_this_servers() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::new(dir.path());
-        let RegionConfig { name, store, .. } = &config.regions[0];
+        let RegionConfig { name, zones, .. } = &config.regions[0];
+        let folder = zones[0].as_folder().unwrap();
         let fabric = Fabric::new(&config).unwrap();
         fabric.store(name).await.unwrap();
-        let store = store.as_folder().unwrap();
-        assert_eq!(holder(store).unwrap().map(|holder| holder.pid), Some(std::process::id()));
+        assert_eq!(holder(folder).unwrap().map(|holder| holder.pid), Some(std::process::id()));
         drop(fabric);
-        assert_eq!(holder(store).unwrap(), None);
+        assert_eq!(holder(folder).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_zone_that_is_away_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = two_zones(dir.path());
+        let name = &config.regions[0].name;
+        let (folder, elsewhere) = (dir.path().join("second"), dir.path().join("elsewhere"));
+        let fabric = Fabric::new(&config).unwrap();
+        let id = fabric.zones(name).await.unwrap()[1].as_ref().unwrap().id();
+        std::fs::rename(&folder, &elsewhere).unwrap();
+        assert_eq!(fabric.stores(name).await.unwrap().len(), 1);
+        drop(fabric);
+        let fabric = Fabric::new(&config).unwrap();
+        let away = fabric.zones(name).await.unwrap().swap_remove(1).unwrap_err().to_string();
+        assert!(away.starts_with("zone 2 of region 'eastus'") && away.contains("make the folder"), "{away}");
+        assert!(!folder.exists());
+        // Back as it was.
+        std::fs::rename(&elsewhere, &folder).unwrap();
+        assert_eq!(fabric.zones(name).await.unwrap()[1].as_ref().unwrap().id(), id);
+        // Lost: an empty folder is what the message asks for.
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(fabric.zones(name).await.unwrap()[1].is_err());
+        std::fs::create_dir(&folder).unwrap();
+        assert_ne!(fabric.zones(name).await.unwrap()[1].as_ref().unwrap().id(), id);
     }
 }

@@ -12,6 +12,7 @@ pub mod api;
 pub mod auth;
 pub mod blob;
 mod config;
+mod copies;
 mod endpoint;
 pub mod fabric;
 pub mod http;
@@ -119,8 +120,8 @@ pub struct Server {
     connections: TaskTracker,
     listener: tokio::task::JoinHandle<()>,
     plain: Option<tokio::task::JoinHandle<()>>,
-    sweeper: tokio::task::JoinHandle<()>,
-    machines: tokio::task::JoinHandle<()>,
+    /// What looks after blobs, virtual machines and stores.
+    followers: [tokio::task::JoinHandle<()>; 4],
     engine: Engine,
     _lock: std::fs::File,
 }
@@ -178,8 +179,12 @@ impl Server {
             let served = http::serve::serve(listener, None, app, max, stop.clone(), connections.clone());
             tokio::spawn(served)
         });
-        let sweeper = tokio::spawn(blob::objects::sweep(state.clone(), stop.clone()));
-        let machines = tokio::spawn(reconcile::virtual_machines::follow(state.clone(), stop.clone()));
+        let followers = [
+            tokio::spawn(blob::objects::sweep(state.clone(), stop.clone())),
+            tokio::spawn(reconcile::virtual_machines::follow(state.clone(), stop.clone())),
+            tokio::spawn(reconcile::references::follow(state.clone(), stop.clone())),
+            tokio::spawn(reconcile::gc::follow(state.clone(), stop.clone())),
+        ];
         let engine = Engine::start(state.clone(), jobs::handlers(), jobs::engine::Timing::default());
         tracing::info!(%addr, url = state.endpoint.url(), "serving");
         Ok(Server {
@@ -193,8 +198,7 @@ impl Server {
             connections,
             listener: tokio::spawn(served),
             plain,
-            sweeper,
-            machines,
+            followers,
             engine,
             _lock: lock,
         })
@@ -211,11 +215,10 @@ impl Server {
         if let Some(Err(error)) = futures::future::OptionFuture::from(self.plain).await {
             tracing::error!(%error, "the plain listener panicked");
         }
-        if let Err(error) = self.sweeper.await {
-            tracing::error!(%error, "what removes blobs that nobody needs panicked");
-        }
-        if let Err(error) = self.machines.await {
-            tracing::error!(%error, "what looks after the virtual machines panicked");
+        for follower in self.followers {
+            if let Err(error) = follower.await {
+                tracing::error!(%error, "what looks after blobs, virtual machines or stores panicked");
+            }
         }
         self.connections.close();
         let (idle, ()) = tokio::join!(within(limit, self.connections.wait()), self.engine.stop(limit));

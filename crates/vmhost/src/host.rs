@@ -25,6 +25,8 @@ const SERIAL_LOG: &str = "serial.log";
 /// Azure's addresses inside a default subnet.
 const GUEST_IP: [u8; 4] = [10, 0, 0, 4];
 const GATEWAY: [u8; 4] = [10, 0, 0, 1];
+/// How soon reads that had to go to another store are told.
+const DAMAGE_POLL: Duration = Duration::from_secs(2);
 /// Refused destinations that a status shows.
 const DENIED_MAX: usize = 16;
 
@@ -37,16 +39,7 @@ pub async fn run(dir: &Path) -> std::io::Result<()> {
     std::env::set_current_dir(dir)?;
     let here = Path::new(".");
     let spec = VmSpec::read(here)?;
-    let (status, _) = watch::channel(VmStatus {
-        vmhost_pid: std::process::id(),
-        qemu_pid: None,
-        started_at: Utc::now(),
-        phase: Phase::Starting,
-        provisioning: Provisioning::Silent,
-        agent: None,
-        forwards: Default::default(),
-        outbound_denied: Vec::new(),
-    });
+    let (status, _) = watch::channel(status());
     let status = Arc::new(status);
     let stop = CancellationToken::new();
     let (control, mut asked) = Control::bind(Arc::clone(&status), stop.clone())?;
@@ -69,6 +62,21 @@ pub async fn run(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Of a VM that begins.
+fn status() -> VmStatus {
+    VmStatus {
+        vmhost_pid: std::process::id(),
+        qemu_pid: None,
+        started_at: Utc::now(),
+        phase: Phase::Starting,
+        provisioning: Provisioning::Silent,
+        agent: None,
+        forwards: Default::default(),
+        outbound_denied: Vec::new(),
+        damaged_reads: 0,
+    }
+}
+
 /// From nothing to a running guest, and on until it ends.
 async fn live(
     spec: &VmSpec,
@@ -76,7 +84,7 @@ async fn live(
     control: &Control,
     stop: &CancellationToken,
 ) -> Ended {
-    let (machine, guest) = match start(spec, control, stop).await {
+    let (machine, guest) = match start(spec, status, control, stop).await {
         Ok(started) => started,
         Err(reason) => return Ended::StartFailed { reason },
     };
@@ -89,10 +97,11 @@ async fn live(
 
 async fn start(
     spec: &VmSpec,
+    status: &Arc<watch::Sender<VmStatus>>,
     control: &Control,
     stop: &CancellationToken,
 ) -> Result<(Arc<Machine>, mpsc::Receiver<GuestEvent>), String> {
-    export_base(spec, stop).await?;
+    export_base(spec, status, stop).await?;
     let (network, guest) = start_network(spec)?;
     control.set_network(network);
     let media = "media.iso";
@@ -111,25 +120,40 @@ async fn start(
 }
 
 /// Serves the base image on a Unix socket for QEMU.
-async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), String> {
+async fn export_base(
+    spec: &VmSpec,
+    status: &Arc<watch::Sender<VmStatus>>,
+    stop: &CancellationToken,
+) -> Result<(), String> {
     let base = &spec.base;
     let fail =
         |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {}: {error}", base.manifest);
-    let location = base.store.parse().map_err(|error| fail("parse the store location of", &error))?;
     // Credentials for a remote one are in the environment that this process has from the service.
     let index_dir = base.cache_dir.with_file_name(crate::INDEX_DIR);
     let keys = base.key_file.as_deref().map(content::KeyRing::from_file).transpose();
     let keys = keys.map_err(|error| fail("read the keys of the store of", &error))?;
     let options =
         content::StoreOptions { index_dir: Some(index_dir), keys, ..content::StoreOptions::default() };
-    let store = content::Store::open_read_only_with(&location, &options)
-        .await
-        .map_err(|error| fail(&format!("open the store {} of image", base.store), &error))?;
+    let (mut stores, mut refused) = (Vec::new(), None);
+    for place in &base.stores {
+        let location = place.parse().map_err(|error| fail("parse the store location of", &error))?;
+        match content::Store::open_read_only_with(&location, &options).await {
+            Ok(store) => stores.push(store),
+            Err(error) => {
+                tracing::warn!(%error, store = place, "a store of the image is not used");
+                refused.get_or_insert_with(|| fail(&format!("open the store {place} of image"), &error));
+            }
+        }
+    }
+    if stores.is_empty() {
+        return Err(refused.unwrap_or_else(|| fail("find a store of image", &"its specification names none")));
+    }
     let manifest = base.manifest.parse().map_err(|error| fail("parse the manifest", &error))?;
     let cache = content::BlockCache::open(&base.cache_dir, base.cache_bytes_max)
         .map_err(|error| fail("open the block cache for image", &error))?;
-    let image =
-        store.open_image(&manifest, Arc::new(cache)).await.map_err(|error| fail("open image", &error))?;
+    let image = content::Image::open(&stores, &manifest, Arc::new(cache))
+        .await
+        .map_err(|error| fail("open image", &error))?;
     if spec.disk_bytes < image.size() {
         return Err(format!(
             "the disk ({} bytes) is smaller than its image ({})",
@@ -139,8 +163,31 @@ async fn export_base(spec: &VmSpec, stop: &CancellationToken) -> Result<(), Stri
     }
     let export =
         content::nbd::Export::bind(Path::new(NBD_SOCKET)).map_err(|error| fail("export image", &error))?;
+    tokio::spawn(report_damage(image.clone(), Arc::clone(status), stop.clone()));
     tokio::spawn(export.serve(image, stop.clone()));
     Ok(())
+}
+
+/// Tells when blocks had to be read from another store than the first: the service looks at the status, and repairs.
+async fn report_damage(image: content::Image, status: Arc<watch::Sender<VmStatus>>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(DAMAGE_POLL) => {}
+        }
+        let damaged = image.damaged_reads();
+        status.send_if_modified(|status| {
+            let news = damaged > status.damaged_reads;
+            if news {
+                tracing::warn!(
+                    damaged,
+                    "blocks of the image could not be read from one store, and were from another"
+                );
+                status.damaged_reads = damaged;
+            }
+            news
+        });
+    }
 }
 
 fn start_network(spec: &VmSpec) -> Result<(Network, mpsc::Receiver<GuestEvent>), String> {
@@ -271,5 +318,51 @@ impl control::Lease {
             Lifetime::Virtual => std::future::pending().await,
             Lifetime::Leased { lease_s } => self.idle_for(Duration::from_secs(lease_s)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Overwrites a store's packs, keeping their sizes.
+    fn damage(folder: &Path) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match entry.is_dir() {
+                true => damage(&entry),
+                false => {
+                    let len = entry.metadata().unwrap().len();
+                    std::fs::write(&entry, vec![0xa5; len as usize]).unwrap();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_one_store_cannot_give_is_read_from_another_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        std::fs::write(&raw, (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
+        let mut stores = Vec::new();
+        for name in ["one", "two"] {
+            let location = content::StoreLocation::Folder(dir.path().join(name));
+            stores.push(content::Store::open_or_create(&location, "test").await.unwrap());
+        }
+        let manifest = stores[0].put_raw(&raw, "vm", |_| {}).await.unwrap().manifest;
+        content::replicate(&stores[0], &stores[1], &manifest, "vm", |_| {}).await.unwrap();
+        let cache = Arc::new(content::BlockCache::in_memory());
+        let image = content::Image::open(&stores, &manifest, cache).await.unwrap();
+        damage(&dir.path().join("one/packs"));
+
+        let (status, mut told) = watch::channel(status());
+        let stop = CancellationToken::new();
+        let reporting = tokio::spawn(report_damage(image.clone(), Arc::new(status), stop.clone()));
+        let mut read = vec![0; 1 << 20];
+        image.read_at(0, &mut read).await.unwrap();
+        assert!(read == std::fs::read(&raw).unwrap());
+        let heard = told.wait_for(|status| status.damaged_reads > 0);
+        tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap().unwrap();
+        stop.cancel();
+        reporting.await.unwrap();
     }
 }

@@ -71,6 +71,9 @@ pub struct VmStatus {
     pub forwards: BTreeMap<u16, SocketAddr>,
     /// Outbound connections that the policy refused, as text; the last few.
     pub outbound_denied: Vec<String>,
+    /// Blocks of the disk that one store could not give and another gave: somebody should repair the first.
+    #[serde(default)]
+    pub damaged_reads: u64,
 }
 
 /// Where a machine is in its life.

@@ -57,9 +57,11 @@ pub enum Lifetime {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseDisk {
-    /// Location of the region's store, as `content` parses it.
-    pub store: String,
-    /// File with the keys of that store, if it is encrypted; absent: those of the environment, if any.
+    /// Locations of the stores that hold the image, as `content` parses them, the one to read first in front. One that
+    /// cannot be used is passed over while another can.
+    #[serde(alias = "store", deserialize_with = "one_or_more")]
+    pub stores: Vec<String>,
+    /// File with the keys of those stores, if they are encrypted; absent: those of the environment, if any.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
     /// The image's manifest.
@@ -68,6 +70,20 @@ pub struct BaseDisk {
     pub cache_dir: PathBuf,
     /// Bound of that cache in bytes.
     pub cache_bytes_max: u64,
+}
+
+/// Also reads what older services wrote: a single location.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(match OneOrMore::deserialize(deserializer)? {
+        OneOrMore::One(store) => vec![store],
+        OneOrMore::More(stores) => stores,
+    })
 }
 
 /// What the guest's outbound connections may reach.
@@ -111,5 +127,19 @@ impl VmSpec {
         let file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         serde_json::to_writer(&file, self).map_err(std::io::Error::other)?;
         file.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_of_an_older_service_has_one_store() {
+        let older = r#"{"store": "/srv/a", "manifest": "m", "cache_dir": "/c", "cache_bytes_max": 1}"#;
+        assert_eq!(serde_json::from_str::<BaseDisk>(older).unwrap().stores, ["/srv/a"]);
+        let newer =
+            r#"{"stores": ["/srv/a", "/srv/b"], "manifest": "m", "cache_dir": "/c", "cache_bytes_max": 1}"#;
+        assert_eq!(serde_json::from_str::<BaseDisk>(newer).unwrap().stores.len(), 2);
     }
 }

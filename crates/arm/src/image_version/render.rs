@@ -153,6 +153,9 @@ fn replication_status(version: &ImageVersion) -> Value {
                 RegionReplication::Completed => ("Completed", "", 100),
                 RegionReplication::Failed { details } => ("Failed", details.as_str(), 0),
             };
+            // Azure has nothing to say of a region that is done; we say what its replicas are.
+            let copies = version.copies.get(region).filter(|_| *state == RegionReplication::Completed);
+            let details = copies.map_or_else(|| details.to_owned(), ToString::to_string);
             json!({ "region": region.display_name(), "state": word, "details": details, "progress": progress })
         })
         .collect();

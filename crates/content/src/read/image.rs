@@ -302,7 +302,15 @@ impl Inner {
                 tracing::warn!(%error, "the index of a copy cannot be read");
                 continue;
             }
-            while let Some(location) = self.find(copy, hash, &tried).await? {
+            loop {
+                let location = match self.find(copy, hash, &tried).await {
+                    Ok(Some(location)) => location,
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "the index of a copy cannot be read");
+                        break;
+                    }
+                };
                 match self.read_place(&Place { copy, location }, hash, within, buf).await {
                     Ok(()) => {
                         if !failed.is_gone() {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Progress;
 use super::attempt::{Attempt, MAX_ATTEMPTS, Outcome, contended, pause};
+use super::bandwidth::Bandwidth;
 use super::copy::{Failed, Wanted, copy};
 use super::writer::{BlockWriter, Written};
 use crate::format::{BLOCKS_PER_PAGE, Manifest, Page, PageEntry};
@@ -42,6 +43,18 @@ pub async fn replicate(
     owner_ref: &str,
     progress: impl Fn(Progress) + Send + Sync,
 ) -> Result<ReplicateReport> {
+    replicate_paced(from, to, manifest, owner_ref, None, progress).await
+}
+
+/// As [`replicate`], no faster than a limit that may be shared with others.
+pub async fn replicate_paced(
+    from: &Store,
+    to: &Store,
+    manifest: &ManifestId,
+    owner_ref: &str,
+    pace: Option<&Bandwidth>,
+    progress: impl Fn(Progress) + Send + Sync,
+) -> Result<ReplicateReport> {
     let started = Instant::now();
     to.check_writable()?;
     check_owner(owner_ref)?;
@@ -64,7 +77,7 @@ pub async fn replicate(
     let mut moved = (0, 0);
     for number in 0..MAX_ATTEMPTS {
         let attempt = Attempt::begin(to, None).await?;
-        let written = match replicate_once(from, &attempt, manifest, &root, &progress).await {
+        let written = match replicate_once(from, &attempt, manifest, &root, pace, &progress).await {
             Ok(written) => written,
             Err(error) => {
                 attempt.end().await?;
@@ -94,10 +107,11 @@ async fn replicate_once(
     attempt: &Attempt,
     manifest: &ManifestId,
     root: &Manifest,
+    pace: Option<&Bandwidth>,
     progress: &(impl Fn(Progress) + Send + Sync),
 ) -> Result<Written> {
     let total_bytes = root.logical_bytes;
-    let mut writer = BlockWriter::new(attempt);
+    let mut writer = BlockWriter::new(attempt).paced(pace);
     let entries: Vec<_> = root.pages.iter().collect();
     for window in entries.chunks(WINDOW_PAGES) {
         let mut pages = Vec::with_capacity(window.len());

@@ -8,6 +8,7 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 
 use super::attempt::Attempt;
+use super::bandwidth::Bandwidth;
 use super::merge::merge_segments;
 use super::pack::{PackWriter, Packed};
 use super::workers;
@@ -31,6 +32,7 @@ pub(crate) struct BlockWriter<'a> {
     payload_bytes: u64,
     /// Packs that hold what was not written because it was there.
     used: HashSet<PackId>,
+    pace: Option<&'a Bandwidth>,
 }
 
 /// What a writer wrote.
@@ -57,7 +59,13 @@ impl<'a> BlockWriter<'a> {
             new_blocks: 0,
             payload_bytes: 0,
             used: HashSet::new(),
+            pace: None,
         }
+    }
+
+    /// Writes no faster than a limit.
+    pub(super) fn paced(self, pace: Option<&'a Bandwidth>) -> Self {
+        Self { pace, ..self }
     }
 
     /// Whether this writer was given it and the index may not know it yet.
@@ -177,6 +185,9 @@ impl<'a> BlockWriter<'a> {
         while self.frames.len() > left {
             let Some(frame) = self.frames.next().await else { return Ok(()) };
             let frame = frame?;
+            if let Some(pace) = self.pace {
+                pace.take(frame.payload.len() as u64).await;
+            }
             if frame.kind == FrameKind::Blocks {
                 self.payload_bytes += frame.payload.len() as u64;
             }

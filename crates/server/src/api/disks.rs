@@ -31,7 +31,7 @@ use crate::http::routes::Routes;
 use crate::jobs::{self, JobKind, create_disk, delete_disk};
 
 /// Type of a disk's row.
-pub(super) const TYPE: &str = "microsoft.compute/disks";
+pub(crate) const TYPE: &str = "microsoft.compute/disks";
 /// Kind of the operation of a DELETE.
 const DELETE: &str = "disks.delete";
 

@@ -13,8 +13,11 @@ use axum::http::Method;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use model::image_definition::ImageDefinition;
-use model::image_version::{ImageVersion, ImageVersionSpec, RegionReplication, VersionSource, VersionState};
-use model::{Region, VersionName};
+use model::image_version::{
+    ImageVersion, ImageVersionSpec, PublishingProfile, RegionReplication, VersionSource, VersionState,
+};
+use model::placement::{CopyPlan, RegionZones};
+use model::{Region, VersionName, Violation};
 use serde_json::Value;
 use store::{Document, Filter, Placement, PlacementState, StoreError, Tx};
 
@@ -26,19 +29,19 @@ use super::Begun;
 use super::galleries::{
     Write, answer, begin, check_region, check_version, deleted, find, group, id_of, missing, page,
 };
-use crate::AppState;
 use crate::http::error::ApiError;
 use crate::http::extract::{JsonBody, Version};
 use crate::http::path::ArmPath;
 use crate::http::query::Query;
 use crate::http::routes::Routes;
 use crate::jobs::{self, JobKind, create_image_version, delete_image_version, replicate_image_version};
+use crate::{AppState, Config, RegionConfig};
 
 /// Kind of the operation of a DELETE.
 const DELETE: &str = "imageVersions.delete";
 
 /// Type of a version's row.
-pub(super) const TYPE: &str = "microsoft.compute/galleries/images/versions";
+pub(crate) const TYPE: &str = "microsoft.compute/galleries/images/versions";
 
 pub(super) fn routes(routes: Routes) -> Routes {
     const VERSIONS: &str = "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/galleries/{gallery}/images/{definition}/versions";
@@ -62,6 +65,47 @@ pub(crate) fn column_state(state: &VersionState) -> store::ProvisioningState {
         VersionState::Failed { .. } => store::ProvisioningState::Failed,
         VersionState::Deleting { .. } => store::ProvisioningState::Deleting,
     }
+}
+
+/// Where a version's copies in a region shall be.
+///
+/// # Errors
+/// When the region cannot keep it so.
+pub(crate) fn copy_plan(
+    config: &Config,
+    version: &ImageVersion,
+    definition: Option<&str>,
+    region: &Region,
+) -> Result<CopyPlan, Violation> {
+    plan_in(config, &version.spec.publishing, definition.unwrap_or_default(), region)
+}
+
+fn plan_in(
+    config: &Config,
+    profile: &PublishingProfile,
+    definition: &str,
+    region: &Region,
+) -> Result<CopyPlan, Violation> {
+    let known = config.regions.iter().find(|known| known.name == *region);
+    // One that is not configured any more refuses when its stores are asked for.
+    let offers = known.map_or(RegionZones { count: 1, zrs_fallback: true }, RegionConfig::offers);
+    let target = profile.target_regions.iter().find(|target| target.region == *region);
+    let storage =
+        target.map_or(profile.storage_account_type, |target| profile.storage_account_type_in(target));
+    let replicas = target.map_or(profile.replica_count, |target| profile.replicas_in(target));
+    let name = region.display_name();
+    CopyPlan::of_version(offers, name, definition, storage, replicas, profile.replication_mode)
+}
+
+/// Refuses what the regions cannot keep.
+///
+/// # Errors
+/// The first region that cannot keep its copies as it is asked to.
+pub(crate) fn check_copies(config: &Config, profile: &PublishingProfile) -> Result<(), Violation> {
+    profile
+        .target_regions
+        .iter()
+        .try_for_each(|target| plan_in(config, profile, "", &target.region).map(drop))
 }
 
 /// Writes a pending placement for every region that a version is yet to reach. Bytes that were sent are kept in it.
@@ -165,7 +209,8 @@ fn check_regions(state: &AppState, spec: &ImageVersionSpec) -> Result<(), ApiErr
     check_region(state, &spec.location, &GALLERY_IMAGE_VERSIONS, "location")?;
     let target = "properties.publishingProfile.targetRegions";
     let mut regions = spec.publishing.target_regions.iter();
-    regions.try_for_each(|wanted| check_region(state, &wanted.region, &GALLERY_IMAGE_VERSIONS, target))
+    regions.try_for_each(|wanted| check_region(state, &wanted.region, &GALLERY_IMAGE_VERSIONS, target))?;
+    Ok(check_copies(&state.config, &spec.publishing)?)
 }
 
 async fn definition(tx: &mut Tx<'_>, id: &ResourceId) -> Result<Document<ImageDefinition>, ApiError> {

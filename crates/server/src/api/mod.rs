@@ -14,7 +14,7 @@ mod resource_groups;
 mod resources;
 pub(crate) mod run_outputs;
 pub(crate) mod runs;
-mod snapshots;
+pub(crate) mod snapshots;
 pub(crate) mod storage_accounts;
 mod stores;
 mod subscriptions;

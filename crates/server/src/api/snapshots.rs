@@ -6,7 +6,7 @@ use super::disks::{access, delete, get, list, patch, put};
 use crate::http::routes::Routes;
 
 /// Type of a snapshot's row.
-pub(super) const TYPE: &str = "microsoft.compute/snapshots";
+pub(crate) const TYPE: &str = "microsoft.compute/snapshots";
 
 pub(super) fn routes(routes: Routes) -> Routes {
     const SNAPSHOTS: &str =

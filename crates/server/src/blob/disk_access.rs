@@ -133,13 +133,18 @@ impl DiskExports {
         }
     }
 
+    /// An image that was opened before.
+    pub(crate) async fn opened(&self, id: &ManifestId) -> Option<Image> {
+        self.images.lock().await.get(id).cloned()
+    }
+
     /// An image, opened once.
-    pub(crate) async fn image(&self, store: &content::Store, id: ManifestId) -> content::Result<Image> {
+    pub(crate) async fn image(&self, stores: &[content::Store], id: ManifestId) -> content::Result<Image> {
         let mut images = self.images.lock().await;
         if let Some(image) = images.get(&id) {
             return Ok(image.clone());
         }
-        let image = store.open_image(&id, Arc::clone(&self.cache)).await?;
+        let image = Image::open(stores, &id, Arc::clone(&self.cache)).await?;
         if images.len() >= OPEN_IMAGES_MAX {
             images.clear();
         }
@@ -283,10 +288,20 @@ async fn bytes(
     match &managed.bytes {
         DiskBytes::Stored(content) => {
             let failed = |error: &dyn std::error::Error| BlobError::internal(chain(error));
-            let store = state.fabric.store(&managed.spec.location).await.map_err(|error| failed(&error))?;
             let id = content.manifest.as_str().parse();
             let id: ManifestId = id.map_err(|_| BlobError::internal("a manifest's name cannot be read"))?;
-            let image = state.disk_exports.image(&store, id).await.map_err(|error| failed(&error))?;
+            let image = match state.disk_exports.opened(&id).await {
+                Some(image) => image,
+                None => {
+                    let holding = state.fabric.holding(&managed.spec.location, &id).await;
+                    let stores = holding.map_err(|error| failed(&error))?;
+                    if stores.is_empty() {
+                        let reason = "no zone that can be reached has the disk's content";
+                        return Err(BlobError::internal(reason));
+                    }
+                    state.disk_exports.image(&stores, id).await.map_err(|error| failed(&error))?
+                }
+            };
             let footer = disk::vhd::fixed_footer(image.size(), *managed.unique_id.as_bytes());
             Ok((PageBlob::Image(PageImage::new(image, footer)), About::page(access.granted)))
         }

@@ -20,6 +20,7 @@ use super::replicate_image_version::manifest_id;
 use crate::api::column_state;
 use crate::api::disks::origin::{self, Origin};
 use crate::api::disks::render;
+use crate::copies::let_go;
 use crate::http::error::ApiError;
 use crate::vhd::Nothing;
 
@@ -122,12 +123,19 @@ async fn grow(context: &JobContext, disk: &ManagedDisk, bytes: u64) -> Result<Ma
     let Some(content) = disk.content() else {
         return Err(JobFailure::permanent("InternalServerError", "a disk without content cannot grow"));
     };
-    let store = context.state.fabric.store(&disk.spec.location).await;
-    let store = store.map_err(|error| internal("open the store", &error))?;
     let base = manifest_id(&content.manifest)?;
     let owner = disk_reference(disk.unique_id);
-    let report = store.commit_source(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
-    let report = report.map_err(|error| internal("let the disk grow", &error))?;
+    let holding = context.state.fabric.holding(&disk.spec.location, &base).await;
+    let mut grown =
+        Err(JobFailure::transient("InternalServerError", "no zone that can be reached has the disk"));
+    for store in holding.map_err(|error| internal("open the store", &error))? {
+        let report = store.commit_source(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
+        grown = report.map_err(|error| internal("let the disk grow", &error));
+        if grown.is_ok() {
+            break;
+        }
+    }
+    let report = grown?;
     let content = disk_content(&report.manifest, report.logical_bytes)?;
     Ok(Made { bytes: DiskBytes::Stored(content), facts: disk.facts.clone() })
 }
@@ -204,12 +212,10 @@ async fn release(context: &JobContext, disk: &ManagedDisk) -> Result<(), JobFail
     if disk.retired.is_empty() {
         return Ok(());
     }
-    let store = context.state.fabric.store(&disk.spec.location).await;
-    let store = store.map_err(|error| internal("open the store", &error))?;
     for manifest in &disk.retired {
         let manifest = manifest_id(manifest)?;
-        store
-            .remove_ref(&manifest, &disk_reference(disk.unique_id))
+        let owner = disk_reference(disk.unique_id);
+        let_go(&context.state.fabric, &disk.spec.location, &manifest, &owner)
             .await
             .map_err(|error| internal("release the disk's former content", &error))?;
     }

@@ -1,4 +1,4 @@
-//! Gives an image version its bytes: finds them where its source has them, takes a reference of its own in the
+//! Gives an image version its bytes: finds them where its source has them, takes references of its own in the
 //! home region, and then does all that [`replicate_image_version`] does, in the same job.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use super::replicate_image_version::{self, bring_everywhere, manifest_id, versio
 use crate::api::image_versions::{
     SourceDisk, SourceDisks, check_size, column_state, source_disks, wanted_placements,
 };
+use crate::copies;
 use crate::http::error::{ApiError, chain};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,10 +40,7 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     let Some((document, source)) = found? else { return Ok(()) };
     let home = document.data.spec.location.clone();
     if let Some(source) = source {
-        let home_store = context.state.fabric.store(&home).await;
-        let home_store = home_store
-            .map_err(|error| JobFailure::transient("GalleryImageReplicationFailed", chain(&error)))?;
-        let content = hold(&context, &document, &home_store, source).await?;
+        let content = hold(&context, &document, source).await?;
         let targets: Vec<_> =
             document.data.spec.publishing.target_regions.iter().map(|t| t.region.clone()).collect();
         // The home region is Replicating until `bring_everywhere` has seen to its reference, like any other: then a
@@ -78,7 +76,6 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
 async fn hold(
     context: &JobContext,
     document: &Document<ImageVersion>,
-    store: &content::Store,
     source: SourceDisks,
 ) -> Result<VersionContent, JobFailure> {
     let reference = version_reference(&document.id);
@@ -87,11 +84,13 @@ async fn hold(
     for (lun, disk) in source.disks {
         let content = match disk {
             SourceDisk::Stored(content) => {
-                store.add_ref(&manifest_id(&content.manifest)?, &reference).await.map_err(|error| {
+                let (fabric, home) = (&context.state.fabric, &document.data.spec.location);
+                let manifest = manifest_id(&content.manifest)?;
+                copies::hold(fabric, home, &manifest, &reference).await.map_err(|error| {
                     let message = format!("The source's content cannot be read: {}", chain(&error));
-                    match error {
-                        content::Error::ManifestNotFound { .. } => JobFailure::permanent("NotFound", message),
-                        _ => JobFailure::transient("GalleryImageReplicationFailed", message),
+                    match error.is_not_found() {
+                        true => JobFailure::permanent("NotFound", message),
+                        false => JobFailure::transient("GalleryImageReplicationFailed", message),
                     }
                 })?;
                 content

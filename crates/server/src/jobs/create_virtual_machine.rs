@@ -31,6 +31,7 @@ pub(crate) use image::check as check_image;
 
 use super::context::{FailureKind, JobContext, JobFailure};
 use crate::api::column_state;
+use crate::copies::{hold, let_go};
 use crate::http::error::chain;
 
 /// End of the console that a failure shows, in characters.
@@ -45,6 +46,12 @@ pub(crate) struct Payload {
 /// The reference by which a VM holds its image in the region's store.
 pub(crate) fn image_reference(vm: &VirtualMachine) -> String {
     format!("vm-{}", vm.vm_id)
+}
+
+/// By which VMs spread over the zones that hold their image.
+pub(crate) fn reading_turn(vm: &VirtualMachine) -> u64 {
+    // An id is random in its last bytes.
+    u64::from(vm.vm_id.as_bytes()[15])
 }
 
 pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
@@ -91,22 +98,25 @@ async fn launch(
     context.report(json!({ "step": "image" }));
     let source = image::resolve(&context.state, &vm.spec).await?;
     let region = &vm.spec.location;
-    let store = fabric.store(region).await.map_err(|error| internal("use the region's store", &error))?;
     let reference = image_reference(vm);
-    // Held for as long as the VM lives: its disk reads the image lazily.
-    store.add_ref(&source.manifest, &reference).await.map_err(|error| internal("hold the image", &error))?;
+    // Held for as long as the VM lives, wherever the region has it: its disk reads the image lazily.
+    hold(fabric, region, &source.manifest, &reference)
+        .await
+        .map_err(|error| internal("hold the image", &error))?;
     if let Some(before) = &vm.image
         && before.os_disk != source.image.os_disk
         && let Ok(manifest) = before.os_disk.manifest.as_str().parse()
     {
-        store
-            .remove_ref(&manifest, &reference)
+        let_go(fabric, region, &manifest, &reference)
             .await
             .map_err(|error| internal("let go of an image", &error))?;
     }
+    let turn = if source.read_ahead { 0 } else { reading_turn(vm) };
+    let places = fabric.reading_places(region, &source.manifest, turn).await;
+    let places = places.map_err(|error| internal("find the image", &error))?;
     let secrets = secrets::read(dir).map_err(|error| internal("read the VM's secrets", &error))?;
     let accelerator = fabric.accelerator().await.map_err(|error| internal("use QEMU", &error))?;
-    let spec = spec::vm_spec(fabric, id, vm, &source, &secrets, accelerator)
+    let spec = spec::vm_spec(fabric, id, vm, &source, places, &secrets, accelerator)
         .map_err(|reason| JobFailure::permanent("InvalidParameter", reason))?;
     match tokio::fs::remove_file(dir.join(&spec.overlay)).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -11,7 +11,8 @@ use super::context::{JobContext, JobFailure};
 use super::create_disk::disk_reference;
 use super::import_vhd::internal;
 use super::replicate_image_version::manifest_id;
-use crate::fabric::FabricError;
+use crate::copies::let_go;
+use crate::reconcile::gc::want_gc;
 
 /// How long it waits for a job that brings the bytes, which was asked to stop. It then lets go of its worker and comes
 /// again: the other job may need a worker to end.
@@ -29,6 +30,7 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     let Payload { disk: id } = context.payload()?;
     wait_for_others(&context, &id).await?;
     let found = context.state.store.read(|tx| Box::pin(async { tx.get::<ManagedDisk>(&id).await })).await?;
+    let region = found.as_ref().map(|document| document.data.spec.location.clone());
     if let Some(document) = found {
         release(&context, &document.data).await?;
     }
@@ -41,6 +43,9 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
                 match tx.delete(&id).await {
                     Ok(()) | Err(StoreError::NotFound { .. }) => {}
                     Err(error) => return Err(error),
+                }
+                if let Some(region) = &region {
+                    want_gc(tx, region).await?;
                 }
                 context.finish_in(tx, &OperationEnd::Succeeded(None)).await
             })
@@ -67,16 +72,11 @@ async fn wait_for_others(context: &JobContext, id: &str) -> Result<(), JobFailur
 async fn release(context: &JobContext, disk: &ManagedDisk) -> Result<(), JobFailure> {
     let removed = context.state.disk_exports.remove_upload(disk.unique_id, None).await;
     removed.map_err(|error| internal("remove the upload's file", &error))?;
-    let store = match context.state.fabric.store(&disk.spec.location).await {
-        Ok(store) => store,
-        // The region was taken out of the configuration, and its store with it.
-        Err(FabricError::UnknownRegion(_)) => return Ok(()),
-        Err(error) => return Err(internal("open the store", &error)),
-    };
     let content = disk.content().map(|content| &content.manifest);
     for manifest in content.into_iter().chain(&disk.retired) {
         let manifest = manifest_id(manifest)?;
-        let released = store.remove_ref(&manifest, &disk_reference(disk.unique_id)).await;
+        let owner = disk_reference(disk.unique_id);
+        let released = let_go(&context.state.fabric, &disk.spec.location, &manifest, &owner).await;
         released.map_err(|error| internal("release the disk's content", &error))?;
     }
     Ok(())

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use model::Region;
 use model::image_version::ImageVersion;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -12,6 +13,7 @@ use store::{Document, Job, OperationEnd, ProvisioningState, StoreError, Tx};
 use super::context::{JobContext, JobFailure};
 use super::replicate_image_version::{manifests, release};
 use crate::http::error::chain;
+use crate::reconcile::gc::want_gc;
 
 /// Between two looks while another job of this version comes to its end.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -58,6 +60,9 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
                 match tx.delete(&version).await {
                     Ok(()) | Err(StoreError::NotFound { .. }) => {}
                     Err(error) => return Err(error),
+                }
+                for region in regions.iter().filter_map(|region| Region::parse(region).ok()) {
+                    want_gc(tx, &region).await?;
                 }
                 context.finish_in(tx, &OperationEnd::Succeeded(None)).await
             })

@@ -13,7 +13,9 @@ use super::context::{JobContext, JobFailure};
 use super::create_virtual_machine::image_reference;
 use crate::AppState;
 use crate::api::column_state;
+use crate::copies::let_go;
 use crate::http::error::chain;
+use crate::reconcile::gc::want_gc;
 
 /// How long it waits for the job that creates the VM, which was asked to stop. It then lets go of its worker
 /// and comes again: the other job may need a worker to end.
@@ -41,6 +43,7 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
                 context.hold(tx).await?;
                 if tx.exists(&id).await? {
                     tx.delete(&id).await?;
+                    want_gc(tx, &document.data.spec.location).await?;
                 }
                 context.finish_in(tx, &OperationEnd::Succeeded(None)).await
             })
@@ -80,8 +83,8 @@ async fn remove(state: &AppState, vm: &VirtualMachine) -> Result<(), JobFailure>
     }
     let manifest = vm.image.as_ref().and_then(|image| image.os_disk.manifest.as_str().parse().ok());
     if let Some(manifest) = manifest {
-        let store = state.fabric.store(&vm.spec.location).await.map_err(|error| transient(&error))?;
-        store.remove_ref(&manifest, &image_reference(vm)).await.map_err(|error| transient(&error))?;
+        let released = let_go(&state.fabric, &vm.spec.location, &manifest, &image_reference(vm)).await;
+        released.map_err(|error| transient(&error))?;
     }
     Ok(())
 }

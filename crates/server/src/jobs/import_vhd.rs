@@ -10,6 +10,7 @@ use arm::ArmError;
 use disk::BlockSource;
 use model::content::DiskContent;
 use model::managed_disk::{AccessMode, ManagedDisk, UPLOAD_BYTES_MAX};
+use model::placement::CopyPlan;
 use model::{ManifestRef, Region};
 use reqwest::Url;
 use serde_json::json;
@@ -21,6 +22,8 @@ use super::replicate_image_version::manifest_id;
 use crate::AppState;
 use crate::blob::disk_access;
 use crate::blob::{BlobError, BlobQuery, local};
+use crate::copies::{Bring, CopyError};
+use crate::fabric::FabricError;
 use crate::http::error::{ApiError, chain};
 use crate::vhd::{VhdError, open_fixed};
 
@@ -195,24 +198,38 @@ async fn put(
     put_source(context, region, source, owner).await
 }
 
-/// Puts a disk into the store of a region.
+/// Puts a disk into the first zone of a region that takes it, beginning with the one that falls to `owner`.
 pub(super) async fn put_source(
     context: &JobContext,
     region: &Region,
     source: Arc<dyn BlockSource>,
     owner: &str,
 ) -> Result<DiskContent, JobFailure> {
-    let store =
-        context.state.fabric.store(region).await.map_err(|error| internal("open the store", &error))?;
+    let fabric = &context.state.fabric;
+    let opened = |error: FabricError| internal("open the store", &error);
+    let order = CopyPlan::everywhere(fabric.offers(region).map_err(opened)?, owner).order;
     let progress = |progress: content::Progress| {
         context.report(json!({ "stored": progress.done_bytes, "of": progress.total_bytes }));
     };
-    let putting = store.put_source(source, owner, progress);
-    let report = tokio::select! {
-        report = putting => report.map_err(|error| internal("store the disk", &error))?,
-        () = context.cancel.cancelled() => return Err(JobFailure::canceled()),
-    };
-    disk_content(&report.manifest, report.logical_bytes)
+    let mut failed = None;
+    for zone in order {
+        let store = match fabric.zone(region, zone).await {
+            Ok(store) => store,
+            Err(error) => {
+                failed.get_or_insert(opened(error));
+                continue;
+            }
+        };
+        let put = tokio::select! {
+            put = store.put_source(Arc::clone(&source), owner, progress) => put,
+            () = context.cancel.cancelled() => return Err(JobFailure::canceled()),
+        };
+        match put {
+            Ok(report) => return disk_content(&report.manifest, report.logical_bytes),
+            Err(error) => failed = Some(internal("store the disk", &error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| JobFailure::transient("InternalServerError", "the region has no zones")))
 }
 
 /// What a store put, as documents name it.
@@ -257,20 +274,18 @@ pub(super) async fn bring(
     owner: &str,
 ) -> Result<(), JobFailure> {
     let manifest = manifest_id(&content.manifest)?;
-    let store = |error: crate::fabric::FabricError| internal("open the store", &error);
-    let target = state.fabric.store(to).await.map_err(store)?;
-    let done = match from == to {
-        true => target.add_ref(&manifest, owner).await,
-        false => {
-            let source = state.fabric.store(from).await.map_err(store)?;
-            content::replicate(&source, &target, &manifest, owner, |_| {}).await.map(|_| ())
-        }
+    let fabric = &state.fabric;
+    let brought = async {
+        let plan = CopyPlan::in_place(fabric.offers(to)?);
+        let sources = if from == to { Vec::new() } else { fabric.holding(from, &manifest).await? };
+        let bring = Bring { fabric, region: to, plan: &plan, manifest: &manifest, owner, sources: &sources };
+        bring.run(|_| {}).await
     };
-    done.map_err(|error| {
+    brought.await.map(drop).map_err(|error: CopyError| {
         let message = format!("The source's content cannot be read: {}", chain(&error));
-        match error {
-            content::Error::ManifestNotFound { .. } => JobFailure::permanent("NotFound", message),
-            _ => JobFailure::transient("InternalServerError", message),
+        match error.is_not_found() {
+            true => JobFailure::permanent("NotFound", message),
+            false => JobFailure::transient("InternalServerError", message),
         }
     })
 }

@@ -1,23 +1,40 @@
-//! Frees what a region's store does not need, or checks and repairs what it needs. One of a kind runs for a region at a
-//! time; who asks meanwhile gets the operation that is under way.
+//! Frees what the stores of a region do not need, checks and repairs what they need, or brings copies to where they shall
+//! be. One of a kind runs for a region at a time; who asks meanwhile gets the operation that is under way.
+//!
+//! Zones are done one after the other. What was asked for covers all zones of the region; what is due by time
+//! (`reconcile/gc.rs`) is a job for each zone.
 
-use content::{GcOptions, GcStage, VerifyOptions};
+use content::{GcOptions, GcStage, Store, VerifyOptions};
 use model::Region;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use store::{Job, NewOperation, Operation, OperationFamily, StoreError, Tx};
 
 use super::context::{JobContext, JobFailure};
 use super::{JobKind, enqueue};
 use crate::AppState;
 use crate::http::error::chain;
+use crate::reconcile::gc::{Done, note_care};
+use crate::reconcile::references;
+
+/// Damaged parts that an operation's output names, and for each the images that need it; more are only counted.
+const DAMAGES_MAX: usize = 100;
+const NEEDS_MAX: usize = 20;
+/// Damaged parts that are remembered of the last verification.
+const REMEMBERED_DAMAGES_MAX: usize = 10;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "task")]
 pub(crate) enum Task {
-    CollectGarbage { dry_run: bool },
-    Verify { repair: bool },
+    CollectGarbage {
+        dry_run: bool,
+    },
+    Verify {
+        repair: bool,
+    },
+    /// Compares the stores of all regions with the database.
+    Reconcile,
 }
 
 impl Task {
@@ -28,6 +45,7 @@ impl Task {
             Self::CollectGarbage { dry_run: true } => "stores.gcDryRun",
             Self::Verify { repair: false } => "stores.verify",
             Self::Verify { repair: true } => "stores.repair",
+            Self::Reconcile => "stores.reconcile",
         }
     }
 }
@@ -35,11 +53,19 @@ impl Task {
 #[derive(Debug, Serialize, Deserialize)]
 struct Payload {
     region: Region,
+    /// Index of the only zone to look after; `None`: all.
+    #[serde(default)]
+    zone: Option<usize>,
     #[serde(flatten)]
     task: Task,
 }
 
-/// Begins a task, or gives the operation of the same one that is under way.
+/// No resource, but an id by which the operations and jobs of a store are found.
+fn resource(state: &AppState, region: &Region) -> String {
+    format!("/subscriptions/{}/tintypeStores/{region}", state.config.subscription_id)
+}
+
+/// Begins a task for all zones, or gives the operation of the same one that is under way.
 ///
 /// # Errors
 /// The database's own.
@@ -50,8 +76,7 @@ pub(crate) async fn begin(
     task: Task,
 ) -> Result<Operation, StoreError> {
     let kind = task.operation_kind();
-    // No resource, but an id by which the operations of a store are found.
-    let resource_id = format!("/subscriptions/{}/tintypeStores/{region}", state.config.subscription_id);
+    let resource_id = resource(state, region);
     let running = tx.operations_in_progress(&resource_id).await?;
     if let Some(same) = running.into_iter().find(|operation| operation.kind == kind) {
         return Ok(same);
@@ -64,16 +89,35 @@ pub(crate) async fn begin(
             location: region.to_string(),
         })
         .await?;
-    let payload = Payload { region: region.clone(), task };
+    let payload = Payload { region: region.clone(), zone: None, task };
     enqueue(tx, JobKind::LookAfterStore, &payload, &resource_id, Some(&operation.id)).await?;
     Ok(operation)
 }
 
+/// Enqueues a task for one zone, unless the same waits or runs already.
+///
+/// # Errors
+/// The database's own.
+pub(crate) async fn begin_scheduled(
+    tx: &mut Tx<'_>,
+    state: &AppState,
+    region: &Region,
+    zone: usize,
+    task: Task,
+) -> Result<(), StoreError> {
+    let resource_id = format!("{}/{zone}/{}", resource(state, region), task.operation_kind());
+    if tx.unfinished_jobs(&resource_id).await?.is_empty() {
+        let payload = Payload { region: region.clone(), zone: Some(zone), task };
+        enqueue(tx, JobKind::LookAfterStore, &payload, &resource_id, None).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
-    let Payload { region, task } = context.payload()?;
+    let Payload { region, zone, task } = context.payload()?;
     // Given up in the middle, a collection or repair is finished by the next one.
     let report = tokio::select! {
-        report = work(&context, &region, task) => report?,
+        report = work(&context, &region, zone, task) => report?,
         () = context.stopping.cancelled() => {
             return Err(JobFailure::transient("InternalServerError", "the service stops"));
         }
@@ -82,52 +126,199 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     Ok(context.finish(Some(report)).await?)
 }
 
-async fn work(context: &JobContext, region: &Region, task: Task) -> Result<Value, JobFailure> {
-    let fabric = &context.state.fabric;
-    let store = fabric.store(region).await.map_err(|error| away(region, &error))?;
-    let failed = |error: content::Error| away(region, &error);
-    match task {
+/// What was done in one zone: its index, where it is, and the report or why there is none.
+struct InZone {
+    zone: usize,
+    location: Option<String>,
+    report: Result<Value, String>,
+}
+
+async fn work(
+    context: &JobContext,
+    region: &Region,
+    only: Option<usize>,
+    task: Task,
+) -> Result<Value, JobFailure> {
+    if task == Task::Reconcile {
+        return Ok(json!(references::pass(&context.state).await?));
+    }
+    let zones = context.state.fabric.zones(region).await.map_err(|error| away(region, &chain(&error)))?;
+    let zones: Vec<_> = zones.into_iter().map(|zone| zone.map_err(|error| chain(&error))).collect();
+    let mut done = Vec::new();
+    for (zone, store) in zones.iter().enumerate().filter(|(zone, _)| only.is_none_or(|only| only == *zone)) {
+        let location = store.as_ref().ok().map(|store| store.location().to_string());
+        let report = match store {
+            Ok(store) => in_zone(context, region, &zones, store, task).await?,
+            Err(reason) => Err(reason.clone()),
+        };
+        done.push(InZone { zone, location, report });
+    }
+    if done.iter().all(|one| one.report.is_err()) {
+        let reasons: Vec<&str> =
+            done.iter().filter_map(|one| one.report.as_ref().err().map(String::as_str)).collect();
+        return Err(away(region, &reasons.join("; ")));
+    }
+    Ok(output(done))
+}
+
+/// Does the task in one store, and remembers it. The inner error is the store's.
+async fn in_zone(
+    context: &JobContext,
+    region: &Region,
+    zones: &[Result<Store, String>],
+    store: &Store,
+    task: Task,
+) -> Result<Result<Value, String>, JobFailure> {
+    let report = match task {
         Task::CollectGarbage { dry_run } => {
             let options = GcOptions { dry_run, ..GcOptions::default() };
-            let report = store
-                .gc(&options, |stage, done, total| {
-                    let stage = match stage {
-                        GcStage::Marking => "mark",
-                        GcStage::Moving => "move",
-                        GcStage::Removing => "remove",
-                    };
-                    context.report(json!({ "step": stage, "done": done, "total": total }));
-                })
-                .await
-                .map_err(failed)?;
-            Ok(json!(report))
+            let report = store.gc(&options, |stage, done, total| {
+                let stage = match stage {
+                    GcStage::Marking => "mark",
+                    GcStage::Moving => "move",
+                    GcStage::Removing => "remove",
+                };
+                context.report(json!({ "step": stage, "done": done, "total": total }));
+            });
+            report.await.map(|report| json!(report))
         }
         Task::Verify { repair } => {
-            let mut replicas = Vec::new();
-            for other in context.state.config.regions.iter().filter(|other| repair && other.name != *region) {
+            let mut replicas: Vec<Store> =
+                zones.iter().flatten().filter(|other| repair && other.id() != store.id()).cloned().collect();
+            let regions = context.state.config.regions.iter().map(|other| &other.name);
+            for other in regions.filter(|other| repair && *other != region) {
                 // A region that is away cannot help, and does not hinder.
-                match fabric.store(&other.name).await {
-                    Ok(replica) => replicas.push(replica),
-                    Err(error) => tracing::warn!(region = %other.name, %error, "no help for a repair"),
+                match context.state.fabric.stores(other).await {
+                    Ok(others) => replicas.extend(others),
+                    Err(error) => {
+                        tracing::warn!(region = %other, error = chain(&error), "no help for a repair")
+                    }
                 }
             }
-            let report = store
-                .verify_all(&VerifyOptions { replicas, repair }, |done, total| {
-                    context.report(json!({ "step": "verify", "done": done, "total": total }));
+            let options = VerifyOptions { replicas, repair };
+            let report = store.verify_all(&options, |done, total| {
+                context.report(json!({ "step": "verify", "done": done, "total": total }));
+            });
+            report.await.map(|mut report| {
+                report.damages.truncate(DAMAGES_MAX);
+                for damage in &mut report.damages {
+                    damage.needed_by.truncate(NEEDS_MAX);
+                }
+                json!(report)
+            })
+        }
+        Task::Reconcile => Ok(Value::Null),
+    };
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return Ok(Err(chain(&error))),
+    };
+    tracing::info!(%region, store = %store.location(), ?task, report = %without_damages(&report), "looked after a store");
+    remember(context, store, task, &report).await?;
+    Ok(Ok(report))
+}
+
+async fn remember(context: &JobContext, store: &Store, task: Task, report: &Value) -> Result<(), StoreError> {
+    let mut short = report.clone();
+    if let Some(Value::Array(damages)) = short.get_mut("damages") {
+        damages.truncate(REMEMBERED_DAMAGES_MAX);
+    }
+    context
+        .state
+        .store
+        .write(|tx| {
+            Box::pin(async {
+                context.hold(tx).await?;
+                note_care(tx, store.id(), |care, at| {
+                    let done = Some(Done { at, report: short.clone() });
+                    match task {
+                        Task::CollectGarbage { dry_run: false } => care.last_gc = done,
+                        Task::Verify { .. } => care.last_verify = done,
+                        Task::CollectGarbage { dry_run: true } | Task::Reconcile => {}
+                    }
                 })
                 .await
-                .map_err(failed)?;
-            Ok(json!(report))
+            })
+        })
+        .await
+}
+
+fn without_damages(report: &Value) -> Value {
+    let mut report = report.clone();
+    if let Value::Object(fields) = &mut report {
+        fields.remove("damages");
+    }
+    report
+}
+
+/// What the zones' reports say together, and each of them.
+fn output(done: Vec<InZone>) -> Value {
+    let mut all = Map::new();
+    let mut zones = Vec::new();
+    for InZone { zone, location, report } in done {
+        let mut entry = json!({ "zone": zone + 1, "location": location });
+        match report {
+            Ok(report) => {
+                for (name, value) in report.as_object().into_iter().flatten() {
+                    add(&mut all, name, value);
+                }
+                entry["report"] = without_damages(&report);
+            }
+            Err(reason) => entry["error"] = reason.into(),
         }
+        zones.push(entry);
+    }
+    all.insert("zones".to_owned(), zones.into());
+    all.into()
+}
+
+/// Counts add up; images are mostly the same ones in each zone.
+fn add(all: &mut Map<String, Value>, name: &str, value: &Value) {
+    let Some(known) = all.get_mut(name) else {
+        all.insert(name.to_owned(), value.clone());
+        return;
+    };
+    let counts = (known.as_u64(), value.as_u64());
+    match (&mut *known, counts, value) {
+        (_, (Some(before), Some(more)), _) if name == "images" => *known = before.max(more).into(),
+        (_, (Some(before), Some(more)), _) => *known = (before + more).into(),
+        (Value::Array(before), _, Value::Array(more)) => {
+            before.extend(more.iter().take(DAMAGES_MAX.saturating_sub(before.len())).cloned());
+        }
+        (Value::Number(before), _, Value::Number(more)) => {
+            *known = json!(before.as_f64().unwrap_or_default() + more.as_f64().unwrap_or_default());
+        }
+        _ => {}
     }
 }
 
-fn away(region: &Region, error: &dyn std::error::Error) -> JobFailure {
-    let message = format!("The store of region '{region}' cannot be looked after: {}", chain(error));
+fn away(region: &Region, reason: &str) -> JobFailure {
+    let message = format!("The store of region '{region}' cannot be looked after: {reason}");
     JobFailure::transient("StoreUnavailable", message)
 }
 
 /// Nothing is left: what a collection began, the next one finishes.
 pub(super) async fn failed(_: &mut Tx<'_>, _: &Job, _: &JobFailure) -> Result<(), StoreError> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reports_of_zones_add_up() {
+        let zone = |zone, report| InZone { zone, location: Some(format!("/{zone}")), report };
+        let first = json!({"dry_run": true, "images": 3, "bytes_removed": 5, "seconds": 0.5, "damages": [1]});
+        let second =
+            json!({"dry_run": true, "images": 2, "bytes_removed": 6, "seconds": 0.25, "damages": [2]});
+        let all = output(vec![zone(0, Ok(first)), zone(1, Ok(second)), zone(2, Err("away".to_owned()))]);
+        assert_eq!(
+            (&all["dry_run"], &all["images"], &all["bytes_removed"]),
+            (&json!(true), &json!(3), &json!(11))
+        );
+        assert_eq!((&all["seconds"], &all["damages"]), (&json!(0.75), &json!([1, 2])));
+        assert_eq!(all["zones"][1]["report"]["bytes_removed"], 6);
+        assert_eq!((&all["zones"][2]["zone"], &all["zones"][2]["error"]), (&json!(3), &json!("away")));
+    }
 }

@@ -19,6 +19,7 @@ use build::platform::{PlatformImage, Recipe, bootstrap};
 use content::ManifestId;
 use model::Region;
 use model::image_definition::HyperVGeneration;
+use model::placement::CopyPlan;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use store::{Job, NewOperation, Operation, OperationEnd, OperationFamily, OperationState, StoreError, Tx};
@@ -27,6 +28,7 @@ use self::log::{RunLog, logged};
 use super::context::{JobContext, JobFailure};
 use super::{JobKind, enqueue};
 use crate::AppState;
+use crate::copies::Bring;
 use crate::http::error::chain;
 
 /// Between two looks at an operation that somebody waits for.
@@ -61,10 +63,10 @@ pub(crate) struct PlatformContent {
 pub(crate) struct Record {
     /// Day on which it was made, such as "20261122".
     made_on: String,
-    manifest: ManifestId,
+    pub(crate) manifest: ManifestId,
     logical_bytes: u64,
     /// Regions whose stores were given it.
-    regions: Vec<Region>,
+    pub(crate) regions: Vec<Region>,
 }
 
 impl Record {
@@ -92,8 +94,8 @@ pub(crate) async fn ensure_platform_image(
         let record = read_record(state, &image.recipe_digest()).await.map_err(|error| chain(&error))?;
         if let Some(record) = record {
             check_version(image, &record.version_of(image), version)?;
-            let store = state.fabric.store(region).await.map_err(|error| chain(&error))?;
-            if store.has_manifest(&record.manifest).await.map_err(|error| chain(&error))? {
+            let holding = state.fabric.holding(region, &record.manifest).await;
+            if !holding.map_err(|error| chain(&error))?.is_empty() {
                 return Ok(PlatformContent {
                     exact_version: record.version_of(image),
                     generation: generation(image),
@@ -298,39 +300,39 @@ async fn provide(
 ) -> Result<Record, JobFailure> {
     let digest = image.recipe_digest();
     let reference = run_id(&digest);
-    let target = context.state.fabric.store(region).await.map_err(transient)?;
+    let fabric = &context.state.fabric;
     if let Some(mut record) = read_record(&context.state, &digest).await? {
-        if target.has_manifest(&record.manifest).await.map_err(transient)? {
+        if !fabric.holding(region, &record.manifest).await.map_err(transient)?.is_empty() {
             return Ok(record);
         }
         for from in record.regions.clone().into_iter().filter(|from| from != region) {
             // A region that is away is no obstacle while another has the image.
-            let Ok(source) = context.state.fabric.store(&from).await else { continue };
-            if !source.has_manifest(&record.manifest).await.unwrap_or(false) {
+            let Ok(sources) = fabric.holding(&from, &record.manifest).await else { continue };
+            if sources.is_empty() {
                 continue;
             }
             log.line(&format!("copying from region '{from}' to '{region}'"));
-            let report = content::replicate(&source, &target, &record.manifest, &reference, |progress| {
-                context.report(json!({ "step": "copy", "doneBytes": progress.done_bytes, "totalBytes": progress.total_bytes }));
-            })
-            .await
-            .map_err(transient)?;
-            log.line(&format!("copied {} bytes", report.bytes_moved));
+            let plan = CopyPlan::everywhere(fabric.offers(region).map_err(transient)?, &digest);
+            let (manifest, owner) = (&record.manifest, reference.as_str());
+            let bring = Bring { fabric, region, plan: &plan, manifest, owner, sources: &sources };
+            let progress = |percent| context.report(json!({ "step": "copy", "percent": percent }));
+            let brought = bring.run(progress).await.map_err(transient)?;
+            log.line(&format!("copied {} bytes", brought.bytes_moved));
             if !record.regions.contains(region) {
                 record.regions.push(region.clone());
             }
+            fabric.reconcile.notify_one();
             return Ok(record);
         }
         log.line("no region has the image any more; making it again");
     }
-    make(context, image, region, &target, scratch, log).await
+    make(context, image, region, scratch, log).await
 }
 
 async fn make(
     context: &JobContext,
     image: &PlatformImage,
     region: &Region,
-    target: &content::Store,
     scratch: &Path,
     log: &RunLog,
 ) -> Result<Record, JobFailure> {
@@ -355,12 +357,23 @@ async fn make(
     };
     log.line("storing the disk");
     let reference = run_id(&image.recipe_digest());
-    let report = target
-        .put_raw(&disk, &reference, |progress| {
-            context.report(json!({ "step": "store", "doneBytes": progress.done_bytes, "totalBytes": progress.total_bytes }));
-        })
-        .await
-        .map_err(transient)?;
+    let progress = |progress: content::Progress| {
+        context.report(
+            json!({ "step": "store", "doneBytes": progress.done_bytes, "totalBytes": progress.total_bytes }),
+        );
+    };
+    let mut stored =
+        Err(JobFailure::transient("InternalServerError", "the region has no zone that can be used"));
+    // In the first zone that takes it; the reconciler brings it to the others.
+    for target in context.state.fabric.stores(region).await.map_err(transient)? {
+        stored = target.put_raw(&disk, &reference, progress).await.map_err(transient);
+        match &stored {
+            Ok(_) => break,
+            Err(failure) => log.line(&format!("not stored in {}: {}", target.location(), failure.message)),
+        }
+    }
+    let report = stored?;
+    context.state.fabric.reconcile.notify_one();
     log.line(&format!("stored as {}", report.manifest));
     Ok(Record {
         made_on: today(&context.state),

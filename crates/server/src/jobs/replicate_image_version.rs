@@ -7,8 +7,9 @@
 //!                                                       last one done: Ready or Failed, operation and job together
 //! ```
 //!
-//! A region is Completed only after its store holds the version's reference, and the document is the only record
-//! of what is done, so a run that was cut off is simply run again: what is there is found and not sent twice.
+//! A region is Completed only after as many of its zones hold the version's reference as its storage account type needs
+//! (`model::placement`), and the document is the only record of what is done, so a run that was cut off is simply run
+//! again: what is there is found and not sent twice. What a zone that was away lacks, the reconciler adds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use std::time::Duration;
 use content::ManifestId;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use model::image_version::{ImageVersion, RegionReplication, VersionContent, VersionState};
+use model::image_version::{ImageVersion, PhysicalCopies, RegionReplication, VersionContent, VersionState};
+use model::placement::CopyPlan;
 use model::{Failure, ManifestRef, Region};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -26,9 +28,10 @@ use store::{Document, Job, OperationEnd, Placement, PlacementState, StoreError, 
 
 use super::context::{FailureKind, JobContext, JobFailure};
 use crate::AppState;
-use crate::api::image_versions::{column_state, wanted_placements};
-use crate::fabric::FabricError;
+use crate::api::image_versions::{column_state, copy_plan, wanted_placements};
+use crate::copies::{self, Bring, Brought, CopyError};
 use crate::http::error::chain;
+use crate::reconcile::gc::want_gc;
 
 /// Regions that are filled at the same time.
 const REGIONS_AT_A_TIME: usize = 4;
@@ -82,6 +85,10 @@ struct Work {
     /// Where the bytes may be, likeliest first.
     sources: Vec<Region>,
     missing: Vec<Region>,
+    /// Regions that are complete, and may now want more copies than before.
+    complete: Vec<Region>,
+    /// How many copies each shall have, and where.
+    plans: BTreeMap<Region, Result<CopyPlan, model::Violation>>,
     /// Placements in regions that are no targets any more.
     dropped: Vec<Placement>,
 }
@@ -94,12 +101,15 @@ pub(super) async fn bring_everywhere(
 ) -> Result<(), JobFailure> {
     let Some(work) = look(context, version, from).await? else { return Ok(()) };
     drop_regions(context, &work).await?;
-    if work.missing.is_empty() {
-        record(context, &work.version, Change::Nothing).await?;
-        return Ok(());
-    }
-    let source = source(context, &work).await?;
-    fill_all(context, &work, &source).await
+    let sources = if work.missing.is_empty() { Vec::new() } else { sources(context, &work).await? };
+    top_up(context, &work).await?;
+    let filled = match work.missing.is_empty() {
+        true => record(context, &work.version, Change::Nothing).await,
+        false => fill_all(context, &work, &sources).await,
+    };
+    // Copies behind those that had to be there, and those that stand where they shall not stay.
+    context.state.fabric.reconcile.notify_one();
+    filled
 }
 
 async fn look(context: &JobContext, version: &str, from: Option<Region>) -> Result<Option<Work>, JobFailure> {
@@ -127,7 +137,12 @@ async fn look(context: &JobContext, version: &str, from: Option<Region>) -> Resu
     let done = |state: &RegionReplication| *state == RegionReplication::Completed;
     let mut sources: Vec<Region> = from.into_iter().collect();
     sources.extend(regions.iter().filter(|(_, state)| done(state)).map(|(region, _)| region.clone()));
+    let plans = regions.keys().map(|region| {
+        (region.clone(), copy_plan(&context.state.config, &document.data, document.parent.as_deref(), region))
+    });
     Ok(Some(Work {
+        plans: plans.collect(),
+        complete: regions.iter().filter(|(_, state)| done(state)).map(|(region, _)| region.clone()).collect(),
         manifests: manifests(content)?,
         sources,
         missing: regions.iter().filter(|(_, state)| !done(state)).map(|(region, _)| region.clone()).collect(),
@@ -163,6 +178,9 @@ async fn drop_regions(context: &JobContext, work: &Work) -> Result<(), JobFailur
             .write(|tx| {
                 Box::pin(async {
                     context.hold(tx).await?;
+                    if let Ok(region) = Region::parse(&placement.region) {
+                        want_gc(tx, &region).await?;
+                    }
                     tx.delete_placement(&work.version, &placement.region).await
                 })
             })
@@ -177,7 +195,7 @@ pub(super) fn release<'a>(
     region: &'a str,
     manifests: &'a [ManifestId],
     version: &'a str,
-) -> BoxFuture<'a, Result<(), FillError>> {
+) -> BoxFuture<'a, Result<(), CopyError>> {
     Box::pin(release_in(state, region, manifests, version))
 }
 
@@ -186,60 +204,35 @@ async fn release_in(
     region: &str,
     manifests: &[ManifestId],
     version: &str,
-) -> Result<(), FillError> {
+) -> Result<(), CopyError> {
     let Ok(region) = Region::parse(region) else { return Ok(()) };
-    let store = match state.fabric.store(&region).await {
-        Ok(store) => store,
-        Err(FabricError::UnknownRegion(_)) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
     for manifest in manifests {
-        store.remove_ref(manifest, &version_reference(version)).await?;
+        copies::let_go(&state.fabric, &region, manifest, &version_reference(version)).await?;
     }
     Ok(())
 }
 
-/// Why a region could not be filled or released.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FillError {
-    #[error(transparent)]
-    Fabric(#[from] FabricError),
-    #[error(transparent)]
-    Content(#[from] content::Error),
-}
-
-impl FillError {
-    /// Trying again does not help.
-    fn is_permanent(&self) -> bool {
-        use content::Error;
-        let source: &Error = match self {
-            Self::Fabric(FabricError::UnknownRegion(_)) => return true,
-            Self::Fabric(FabricError::Store { source, .. }) => source,
-            Self::Content(source) => source,
-            Self::Fabric(_) => return false,
-        };
-        matches!(source, Error::Location { .. } | Error::Format { .. } | Error::OwnedByAnother { .. })
-    }
-}
-
-/// The first store that has every disk.
-async fn source(context: &JobContext, work: &Work) -> Result<content::Store, JobFailure> {
-    let mut reasons = Vec::new();
+/// The stores that have every disk.
+async fn sources(context: &JobContext, work: &Work) -> Result<Vec<content::Store>, JobFailure> {
+    let (mut found, mut reasons) = (Vec::new(), Vec::new());
     for region in &work.sources {
-        let complete = async {
-            let store = context.state.fabric.store(region).await?;
-            for manifest in &work.manifests {
-                if !store.has_manifest(manifest).await? {
-                    return Ok(None);
-                }
+        let zones = match context.state.fabric.stores(region).await {
+            Ok(zones) => zones,
+            Err(error) => {
+                reasons.push(chain(&error));
+                continue;
             }
-            Ok::<_, FillError>(Some(store))
         };
-        match complete.await {
-            Ok(Some(store)) => return Ok(store),
-            Ok(None) => reasons.push(format!("region '{region}' does not have it")),
-            Err(error) => reasons.push(chain(&error)),
+        for store in zones {
+            match has_all(&store, &work.manifests).await {
+                Ok(true) => found.push(store),
+                Ok(false) => reasons.push(format!("region '{region}' does not have it")),
+                Err(error) => reasons.push(chain(&error)),
+            }
         }
+    }
+    if !found.is_empty() {
+        return Ok(found);
     }
     let message = format!(
         "The content of image version {} is in no region that can be read now ({}).",
@@ -252,15 +245,46 @@ async fn source(context: &JobContext, work: &Work) -> Result<content::Store, Job
     }
 }
 
+async fn has_all(store: &content::Store, manifests: &[ManifestId]) -> content::Result<bool> {
+    for manifest in manifests {
+        if !store.has_manifest(manifest).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes the further copies of regions that are complete already and stay so: a greater replica count.
+async fn top_up(context: &JobContext, work: &Work) -> Result<(), JobFailure> {
+    // In a region of one zone there is nothing to add.
+    let several = |region: &&Region| {
+        work.plans.get(region).is_some_and(|plan| plan.as_ref().is_ok_and(|plan| plan.order.len() > 1))
+    };
+    for region in work.complete.iter().filter(several) {
+        match fill(&context.state, work, &[], region, &AtomicU8::new(0)).await {
+            Ok(filled) => record(context, &work.version, Change::ToppedUp { region, filled }).await?,
+            Err(error) if error.is_permanent() || context.job.attempts >= REGION_ATTEMPTS_MAX => {
+                // The region serves; the reconciler goes on trying.
+                tracing::warn!(version = work.version, %region, error = chain(&error), "no further copies");
+            }
+            Err(error) => {
+                let message = format!("region '{region}' cannot be given its copies now: {}", chain(&error));
+                return Err(JobFailure::transient(CODE, message));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// How far each region is, in percent; written by the copying tasks, read by the reports.
 type Percents = BTreeMap<Region, Arc<AtomicU8>>;
 
-async fn fill_all(context: &JobContext, work: &Work, source: &content::Store) -> Result<(), JobFailure> {
+async fn fill_all(context: &JobContext, work: &Work, sources: &[content::Store]) -> Result<(), JobFailure> {
     let percents: Percents = work.missing.iter().map(|region| (region.clone(), Arc::default())).collect();
-    let mut tasks: Vec<BoxFuture<'_, (&Region, Result<u64, FillError>)>> = Vec::new();
+    let mut tasks: Vec<BoxFuture<'_, (&Region, Result<Filled, CopyError>)>> = Vec::new();
     for (region, percent) in &percents {
         tasks.push(Box::pin(
-            async move { (region, fill(&context.state, work, source, region, percent).await) },
+            async move { (region, fill(&context.state, work, sources, region, percent).await) },
         ));
     }
     let mut filling = futures::stream::iter(tasks).buffer_unordered(REGIONS_AT_A_TIME);
@@ -282,7 +306,7 @@ async fn fill_all(context: &JobContext, work: &Work, source: &content::Store) ->
         };
         let Some((region, filled)) = next else { break };
         match filled {
-            Ok(bytes_moved) => record(context, &work.version, Change::Filled { region, bytes_moved }).await?,
+            Ok(filled) => record(context, &work.version, Change::Filled { region, filled }).await?,
             Err(error) if error.is_permanent() || context.job.attempts >= REGION_ATTEMPTS_MAX => {
                 let details = chain(&error);
                 record(context, &work.version, Change::GivenUp { region, details }).await?;
@@ -296,31 +320,47 @@ async fn fill_all(context: &JobContext, work: &Work, source: &content::Store) ->
     later.map_or(Ok(()), Err)
 }
 
-/// Copies what a region lacks and refers to it. Returns the bytes that were sent.
+/// What was done for a region.
+#[derive(Debug, Clone, Copy)]
+struct Filled {
+    bytes_moved: u64,
+    copies: PhysicalCopies,
+}
+
+/// Copies what a region lacks and refers to it.
 async fn fill(
     state: &AppState,
     work: &Work,
-    source: &content::Store,
+    sources: &[content::Store],
     region: &Region,
     percent: &AtomicU8,
-) -> Result<u64, FillError> {
-    let target = state.fabric.store(region).await?;
-    let reference = version_reference(&work.version);
-    let mut bytes_moved = 0;
+) -> Result<Filled, CopyError> {
+    let plan = match work.plans.get(region) {
+        Some(Ok(plan)) => plan,
+        Some(Err(violation)) => return Err(CopyError::Refused(violation.clone())),
+        None => return Err(crate::fabric::FabricError::UnknownRegion(region.clone()).into()),
+    };
+    let owner = version_reference(&work.version);
+    let copies = PhysicalCopies { held: plan.wanted, wanted: plan.wanted };
+    let mut filled = Filled { bytes_moved: 0, copies };
     for (index, manifest) in work.manifests.iter().enumerate() {
-        if target.id() == source.id() {
-            target.add_ref(manifest, &reference).await?;
-            continue;
-        }
-        let report = |progress: content::Progress| {
+        let report = |disk: u8| {
             // Disks count alike, whatever their size: this is for people. 100 comes with Completed.
-            let disk = progress.done_bytes.saturating_mul(100) / progress.total_bytes.max(1);
-            let all = (index as u64 * 100 + disk) / work.manifests.len() as u64;
+            let all = (index * 100 + usize::from(disk)) / work.manifests.len();
             percent.store(all.min(99) as u8, Ordering::Relaxed);
         };
-        bytes_moved += content::replicate(source, &target, manifest, &reference, report).await?.bytes_moved;
+        let bring = Bring { fabric: &state.fabric, region, plan, manifest, owner: &owner, sources };
+        let Brought { bytes_moved, held } = bring.run(report).await?;
+        filled.bytes_moved += bytes_moved;
+        filled.copies.held = filled.copies.held.min(held);
+        if plan.read_ahead
+            && let Err(error) = copies::read_ahead(&state.fabric, region, manifest).await
+        {
+            // It is only slower.
+            tracing::warn!(%region, error = chain(&error), "an image could not be read ahead");
+        }
     }
-    Ok(bytes_moved)
+    Ok(filled)
 }
 
 /// A change to the document and the placements.
@@ -330,7 +370,12 @@ enum Change<'a> {
     Progress(&'a Percents),
     Filled {
         region: &'a Region,
-        bytes_moved: u64,
+        filled: Filled,
+    },
+    /// A complete region has the copies that it is to have now.
+    ToppedUp {
+        region: &'a Region,
+        filled: Filled,
     },
     GivenUp {
         region: &'a Region,
@@ -352,9 +397,10 @@ async fn record(context: &JobContext, version: &str, change: Change<'_>) -> Resu
                 if matches!(document.data.state, VersionState::Deleting { .. }) {
                     return Err(RecordError::Refused(preempted(version)));
                 }
-                let before = document.data.state.clone();
+                let before = (document.data.state.clone(), document.data.copies.clone());
                 document.data.state = apply(tx, &document, &change).await?;
-                if document.data.state == before {
+                note_copies(&mut document.data, &change);
+                if (&document.data.state, &document.data.copies) == (&before.0, &before.1) {
                     return Ok(());
                 }
                 document.state = column_state(&document.data.state);
@@ -388,6 +434,15 @@ impl From<StoreError> for RecordError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
+}
+
+/// Keeps what is known of the copies in step with the regions.
+fn note_copies(version: &mut ImageVersion, change: &Change<'_>) {
+    if let Change::Filled { region, filled } | Change::ToppedUp { region, filled } = change {
+        version.copies.insert((*region).clone(), filled.copies);
+    }
+    let ImageVersion { state, copies, .. } = version;
+    copies.retain(|region, _| state.regions().any(|(known, _)| known == region));
 }
 
 /// The state after a change, with its placement written.
@@ -433,10 +488,10 @@ async fn apply(
                 }
             }
         }
-        Change::Filled { region, bytes_moved } => {
+        Change::Filled { region, filled } => {
             state = state.region(region, RegionReplication::Completed).map_err(refuse)?;
             if let Some(found) = placement(region) {
-                let bytes_moved = found.bytes_moved.saturating_add(*bytes_moved);
+                let bytes_moved = found.bytes_moved.saturating_add(filled.bytes_moved);
                 tx.put_placement(&Placement {
                     state: PlacementState::Completed,
                     progress: 100,
@@ -446,6 +501,13 @@ async fn apply(
                 .await?;
             }
         }
+        Change::ToppedUp { region, filled } if filled.bytes_moved > 0 => {
+            if let Some(found) = placement(region) {
+                let bytes_moved = found.bytes_moved.saturating_add(filled.bytes_moved);
+                tx.put_placement(&Placement { bytes_moved, ..found }).await?;
+            }
+        }
+        Change::ToppedUp { .. } => {}
         Change::GivenUp { region, details } => {
             state = state
                 .region(region, RegionReplication::Failed { details: details.clone() })

@@ -149,11 +149,11 @@ impl Run {
     async fn work(&self, journal: &mut Journal) -> Result<(), JobFailure> {
         let built = self.build(journal).boxed().await?;
         let region = &self.spec().location;
-        let store = self.context.state.fabric.store(region).await.map_err(give_up)?;
+        let stores = self.context.state.fabric.stores(region).await.map_err(give_up)?;
         journal.stage(RunStage::Distributing).await;
         let distributed = distribute::distribute(self, &built, journal).boxed().await;
         let failure = self.stopped();
-        distribute::release(&store, &built.output.manifest, &self.run_id, &distributed, journal)
+        distribute::release(&stores, &built.output.manifest, &self.run_id, &distributed, journal)
             .boxed()
             .await;
         journal.flush().await;
@@ -183,7 +183,9 @@ impl Run {
             () = self.stop.cancelled() => return Err(self.stopped().unwrap_or_else(JobFailure::canceled)),
         };
         let request = request::build_request(self, &source)?;
-        let host = self.context.state.fabric.build_host(&self.spec().location).await.map_err(give_up)?;
+        let (fabric, base) = (&self.context.state.fabric, &request.base.manifest);
+        let order = distribute::zone_order(self).map_err(give_up)?;
+        let host = fabric.build_host(&self.spec().location, base, &order).await.map_err(give_up)?;
         let deadline = tokio::time::Instant::now() + request.timeout;
         let (events, receiver) = Events::channel(EVENTS_MAX);
         let building = async {

@@ -3,22 +3,25 @@
 //! A VM's process is the truth about its power state; the document follows it, at the start and every few
 //! seconds. Work in hand (creation, deletion, power actions) is left to whoever does it.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use model::ProvisioningState;
 use model::virtual_machine::{AgentReport, PowerState, VirtualMachine};
+use model::{ProvisioningState, Region};
 use store::{Document, Filter, StoreError};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use vmhost::{Phase, VmError, VmHandle};
+use vmhost::{Phase, VmError, VmHandle, VmStatus};
 
 use crate::AppState;
 use crate::api::virtual_machines::TYPE;
 use crate::http::error::chain;
 use crate::jobs::create_virtual_machine::agent_report;
+use crate::jobs::look_after_store::{Task, begin};
 
+/// Between two repairs of a region because VMs ask for them.
+const REPAIR_PAUSE: Duration = Duration::from_secs(600);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(4);
 /// A power action ends within a minute; a state that says longer that one is under way was left by a server
@@ -47,8 +50,9 @@ pub(crate) async fn remove_strays(state: &AppState) -> Result<(), StoreError> {
 
 /// Follows the VMs until `stop`.
 pub(crate) async fn follow(state: AppState, stop: CancellationToken) {
+    let mut damage = Damage::default();
     loop {
-        if let Err(error) = look(&state).await {
+        if let Err(error) = look(&state, &mut damage).await {
             tracing::warn!(error = chain(&error), "cannot look after the virtual machines");
         }
         tokio::select! {
@@ -72,7 +76,7 @@ async fn all(state: &AppState) -> Result<Vec<Document<VirtualMachine>>, StoreErr
     }
 }
 
-async fn look(state: &AppState) -> Result<(), StoreError> {
+async fn look(state: &AppState, damage: &mut Damage) -> Result<(), StoreError> {
     for mut document in all(state).await? {
         let dir = state.fabric.vm_dir(document.data.vm_id);
         // Without a directory it is another host's.
@@ -80,6 +84,7 @@ async fn look(state: &AppState) -> Result<(), StoreError> {
             continue;
         }
         let Some(observed) = observe(&VmHandle::attach(&dir)).await else { continue };
+        damage.note(state, &document.data, observed.damaged_reads).await?;
         let Some(changed) = follow_one(&document.data, &observed) else { continue };
         if document.data.power != changed.power {
             let reason = observed.agent.as_ref().map(|agent| agent.message.as_str()).unwrap_or_default();
@@ -123,31 +128,62 @@ struct Observed {
     power: PowerState,
     /// `None`: nothing new.
     agent: Option<AgentReport>,
+    /// Blocks that one store could not give and another gave.
+    damaged_reads: u64,
+}
+
+/// What VMs told of damaged stores.
+#[derive(Default)]
+struct Damage {
+    told: HashMap<Uuid, u64>,
+    repairs: HashMap<Region, Instant>,
+}
+
+impl Damage {
+    /// Has a VM's region repaired when the VM tells of more damage than before.
+    async fn note(&mut self, state: &AppState, vm: &VirtualMachine, damaged: u64) -> Result<(), StoreError> {
+        let region = &vm.spec.location;
+        let known = self.told.get(&vm.vm_id).copied().unwrap_or_default();
+        let soon = self.repairs.get(region).is_some_and(|last| last.elapsed() < REPAIR_PAUSE);
+        if damaged <= known || soon {
+            return Ok(());
+        }
+        tracing::warn!(vm = %vm.name, %region, damaged, "a VM could not read all blocks from one zone; repairing");
+        let task = Task::Verify { repair: true };
+        state.store.write(|tx| Box::pin(async { begin(tx, state, region, task).await })).await?;
+        self.told.insert(vm.vm_id, damaged);
+        self.repairs.insert(region.clone(), Instant::now());
+        Ok(())
+    }
 }
 
 async fn observe(handle: &VmHandle) -> Option<Observed> {
     let not_ready = |message: String| AgentReport { version: None, ready: false, message, at: Utc::now() };
     match handle.status().await {
         Ok(status) => match &status.phase {
-            Phase::Starting => Some(Observed { power: PowerState::Starting, agent: None }),
-            Phase::Running => Some(Observed { power: PowerState::Running, agent: agent_report(&status) }),
+            Phase::Starting => Some(observed(PowerState::Starting, None, &status)),
+            Phase::Running => Some(observed(PowerState::Running, agent_report(&status), &status)),
             Phase::DiskError { reason } => {
                 let message =
                     format!("The virtual machine is paused, because its disk cannot be used: {reason}.");
-                Some(Observed { power: PowerState::Running, agent: Some(not_ready(message)) })
+                Some(observed(PowerState::Running, Some(not_ready(message)), &status))
             }
             // Its process is about to go; the next look finds it gone.
             Phase::Ended(_) => None,
         },
         Err(VmError::Ended(ended)) => {
             let message = format!("The virtual machine does not run: {ended}.");
-            Some(Observed { power: PowerState::Stopped, agent: Some(not_ready(message)) })
+            Some(Observed { power: PowerState::Stopped, agent: Some(not_ready(message)), damaged_reads: 0 })
         }
         Err(error) => {
             tracing::warn!(dir = %handle.dir().display(), error = chain(&error), "cannot ask a VM");
             None
         }
     }
+}
+
+fn observed(power: PowerState, agent: Option<AgentReport>, status: &VmStatus) -> Observed {
+    Observed { power, agent, damaged_reads: status.damaged_reads }
 }
 
 /// The VM as it is now; `None` if nothing changed.
@@ -213,9 +249,29 @@ mod tests {
         assert_eq!(deallocated.power, Some(PowerState::Deallocated));
     }
 
+    #[tokio::test]
+    async fn damage_that_a_vm_tells_of_is_repaired_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = AppState::for_tests(crate::Config::new(dir.path())).await;
+        let (vm, mut damage) = (vm(PowerState::Running), Damage::default());
+        let repairs = async || {
+            let store = format!("/subscriptions/{}/tintypeStores/eastus", state.config.subscription_id);
+            let found =
+                state.store.read(|tx| Box::pin(async { tx.operations_in_progress(&store).await })).await;
+            let found: Vec<store::Operation> = found.map_err(|error: StoreError| error).unwrap();
+            found.iter().map(|operation| operation.kind.clone()).collect::<Vec<_>>()
+        };
+        damage.note(&state, &vm, 0).await.unwrap();
+        assert!(repairs().await.is_empty());
+        for told in [3, 3, 5] {
+            damage.note(&state, &vm, told).await.unwrap();
+            assert_eq!(repairs().await, ["stores.repair"]);
+        }
+    }
+
     #[test]
     fn a_vm_that_is_found_again_runs() {
-        let observed = Observed { power: PowerState::Running, agent: None };
+        let observed = Observed { power: PowerState::Running, agent: None, damaged_reads: 0 };
         let changed = follow_one(&vm(PowerState::Stopped), &observed).unwrap();
         assert_eq!((changed.power, changed.etag), (Some(PowerState::Running), 3));
         assert!(follow_one(&changed, &observed).is_none());

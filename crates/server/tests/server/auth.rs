@@ -262,6 +262,7 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/tintype/runs/{run}/log"),
     ("GET", "/tintype/stores/{region}/stats"),
     ("POST", "/tintype/stores/{region}/gc"),
+    ("POST", "/tintype/stores/{region}/reconcile"),
     ("POST", "/tintype/stores/{region}/verify"),
     ("GET", "/tintype/virtualmachines/ssh"),
 ];

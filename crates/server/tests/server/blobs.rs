@@ -39,10 +39,9 @@ impl Lab {
         let mut config = config(folder.path());
         config.blob_listen = Some("127.0.0.1:0".parse().expect("an address"));
         config.regions = ["eastus", "westus"]
-            .map(|name| RegionConfig {
-                name: model::Region::parse(name).expect("a name"),
-                store: content::StoreLocation::Folder(folder.path().join("regions").join(name)),
-                key_file: None,
+            .map(|name| {
+                let store = content::StoreLocation::Folder(folder.path().join("regions").join(name));
+                RegionConfig::of_one_zone(model::Region::parse(name).expect("a name"), store)
             })
             .into();
         let bed = Bed::start_with(config, folder).await;
@@ -197,11 +196,8 @@ async fn what_a_restart_finds_is_what_was_answered() {
     let Bed { server, folder: keep, .. } = bed;
     server.shutdown().await;
     let mut config = config(&folder);
-    config.regions = vec![RegionConfig {
-        name: model::Region::parse("eastus").expect("a name"),
-        store: content::StoreLocation::Folder(folder.join("regions/eastus")),
-        key_file: None,
-    }];
+    let store = content::StoreLocation::Folder(folder.join("regions/eastus"));
+    config.regions = vec![RegionConfig::of_one_zone(model::Region::parse("eastus").expect("a name"), store)];
     let bed = Bed::start_with(config, keep).await;
     let url = format!("{}/acct1", bed.server.url);
     let lab = Lab { bed, path: account("acct1"), url, key };

@@ -38,10 +38,9 @@ impl Disks {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut config = config(folder.path());
         config.regions = ["eastus", "westus"]
-            .map(|name| RegionConfig {
-                name: model::Region::parse(name).expect("a name"),
-                store: content::StoreLocation::Folder(folder.path().join("regions").join(name)),
-                key_file: None,
+            .map(|name| {
+                let store = content::StoreLocation::Folder(folder.path().join("regions").join(name));
+                RegionConfig::of_one_zone(model::Region::parse(name).expect("a name"), store)
             })
             .into();
         change(&mut config);

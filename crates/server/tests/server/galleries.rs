@@ -1,6 +1,7 @@
 //! Galleries, definitions and versions: their lives, what is refused, and bytes that move between two regions.
 
 mod replication;
+mod zones;
 
 use content::{ManifestId, StoreLocation};
 use serde_json::{Value, json};
@@ -24,17 +25,25 @@ impl Gallery {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut config = config(folder.path());
         config.regions = ["eastus", "westus"]
-            .map(|name| RegionConfig {
-                name: model::Region::parse(name).expect("a name"),
-                store: StoreLocation::Folder(folder.path().join("regions").join(name)),
-                key_file: None,
+            .map(|name| {
+                let store = StoreLocation::Folder(folder.path().join("regions").join(name));
+                RegionConfig::of_one_zone(model::Region::parse(name).expect("a name"), store)
             })
             .into();
+        Gallery::start_with(config, folder).await
+    }
+
+    /// A new service with a group and a gallery; its first region is `eastus`.
+    async fn start_with(config: server::Config, folder: tempfile::TempDir) -> Gallery {
         let bed = Bed::start_with(config, folder).await;
         let group = format!("{SUBSCRIPTION}/resourceGroups/Rg?api-version=2024-11-01");
-        assert_eq!(bed.json("PUT", &group, Some(json!({"location": "eastus"}))).await.0, 201);
+        assert!(bed.json("PUT", &group, Some(json!({"location": "eastus"}))).await.0 < 300);
         let path = format!("{SUBSCRIPTION}/resourceGroups/Rg/providers/Microsoft.Compute/galleries/Images");
         let gallery = Gallery { bed, path };
+        // There already, if the service was started again.
+        if gallery.json("GET", "", None).await.0 == 200 {
+            return gallery;
+        }
         gallery.done("PUT", "", Some(json!({"location": "eastus"})), 201).await;
         gallery
     }

@@ -146,7 +146,7 @@ async fn an_image_is_downloaded_once_and_brought_to_other_regions() {
     config.network.allow = vec![address.to_string()];
     let mut west = config.regions[0].clone();
     west.name = model::Region::parse("westus").expect("a region");
-    west.store = content::StoreLocation::Folder(folder.path().join("regions/westus"));
+    west.zones = vec![content::StoreLocation::Folder(folder.path().join("regions/westus"))];
     config.regions.push(west.clone());
     let bed = Bed::start_with(config, folder).await;
 

@@ -15,11 +15,11 @@ use model::{Region, ResourceRef, Tags, VersionName};
 use store::{Document, Filter, MAX_PAGE_ITEMS, Tx};
 use tokio_util::sync::CancellationToken;
 
-use super::{column_state, wanted_placements};
-use crate::AppState;
+use super::{check_copies, column_state, wanted_placements};
 use crate::http::error::{ApiError, chain};
 use crate::jobs::replicate_image_version::Payload;
 use crate::jobs::{self, JobKind};
+use crate::{AppState, Config};
 
 /// Between two looks at a version that is on its way.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -56,7 +56,11 @@ pub(crate) struct NewVersion {
 ///
 /// # Errors
 /// 404 when the definition is gone, 409 when the name is taken, 400 when the regions break a rule.
-pub(crate) async fn publish_from_run(tx: &mut Tx<'_>, new: NewVersion) -> Result<String, ApiError> {
+pub(crate) async fn publish_from_run(
+    tx: &mut Tx<'_>,
+    config: &Config,
+    new: NewVersion,
+) -> Result<String, ApiError> {
     let definition = tx
         .get::<ImageDefinition>(&new.definition_id)
         .await?
@@ -72,6 +76,7 @@ pub(crate) async fn publish_from_run(tx: &mut Tx<'_>, new: NewVersion) -> Result
     let spec = spec(&new, &definition.data);
     let now = tx.now().await?;
     spec.check(now)?;
+    check_copies(config, &spec.publishing)?;
     let regions = spec.publishing.target_regions.iter().map(|target| {
         // Also the region that has the bytes: they are the version's own only under its own reference.
         (target.region.clone(), RegionReplication::Replicating { progress_percent: 0 })

@@ -3,7 +3,7 @@
 use arm::ArmError;
 use arm::resource_id::{image_definition_id, image_version_id};
 use model::image_definition::ImageDefinition;
-use model::image_version::{ImageVersion, VersionContent};
+use model::image_version::{ImageVersion, StorageAccountType, VersionContent};
 use model::latest::latest;
 use model::{ImageVersionRef, Region, VersionName, VersionSelector};
 use store::{Document, Tx};
@@ -22,6 +22,8 @@ pub(crate) struct ResolvedImage {
     pub(crate) content: VersionContent,
     /// Its definition.
     pub(crate) definition: ImageDefinition,
+    /// Whether it is on premium storage in that region.
+    pub(crate) premium: bool,
 }
 
 /// The version that a reference means, as `region` sees it: `latest` is the highest that is complete there and not
@@ -54,8 +56,16 @@ pub(crate) async fn resolve_gallery_image(
         content: content.ok_or_else(|| not_available(&version.id, region))?,
         version_id: version.id,
         exact: version.data.name,
+        premium: is_premium(&version.data, region),
         definition: definition.data,
     })
+}
+
+fn is_premium(version: &ImageVersion, region: &Region) -> bool {
+    let profile = &version.spec.publishing;
+    let target = profile.target_regions.iter().find(|target| target.region == *region);
+    let storage = target.map(|target| profile.storage_account_type_in(target));
+    matches!(storage, Some(StorageAccountType::PremiumLrs | StorageAccountType::PremiumV2Lrs))
 }
 
 async fn newest(

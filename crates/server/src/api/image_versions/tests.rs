@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arm::ApiVersion;
+use content::StoreLocation;
 use model::content::DiskContent;
 use model::gallery::Gallery;
 use model::image_template::TemplateTargetRegion;
@@ -86,7 +87,11 @@ impl Bed {
             content: VersionContent { os_disk, data_disks: BTreeMap::new() },
         };
         change(&mut new);
-        self.store.write(|tx| Box::pin(async { publish_from_run(tx, new.clone()).await })).await
+        let mut config = Config::new(std::path::Path::new("/nowhere"));
+        let store = StoreLocation::Folder("/nowhere/westus".into());
+        config.regions.push(RegionConfig::of_one_zone(region("westus"), store));
+        let config = &config;
+        self.store.write(|tx| Box::pin(async { publish_from_run(tx, config, new.clone()).await })).await
     }
 
     /// Marks a region of a version as done, as the job does.

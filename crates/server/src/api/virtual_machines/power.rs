@@ -13,9 +13,11 @@ use vmhost::{VmError, VmHandle, VmSpec};
 use super::write::busy;
 use super::{not_found, vm_id};
 use crate::AppState;
+use crate::copies::hold;
 use crate::http::error::{ApiError, chain};
 use crate::http::path::ArmPath;
 use crate::http::query::Query;
+use crate::jobs::create_virtual_machine::{image_reference, reading_turn};
 
 /// How long a guest may take to shut down before it is ended: the answer must come within the request.
 const SHUTDOWN: Duration = Duration::from_secs(30);
@@ -159,6 +161,20 @@ async fn carry_out(
     // The host, or the server's place on it, may have changed since the VM was made.
     spec.accelerator = state.fabric.accelerator().await.map_err(|error| failed(&error))?;
     spec.outbound = state.fabric.outbound().clone();
+    if let Ok(manifest) = spec.base.manifest.parse() {
+        let (region, turn) = (&vm.spec.location, reading_turn(vm));
+        // Zones that have it by now and had not when the VM was made.
+        if let Err(error) = hold(&state.fabric, region, &manifest, &image_reference(vm)).await {
+            tracing::warn!(vm = %vm.name, error = chain(&error), "cannot hold the image of a VM");
+        }
+        let places = state.fabric.reading_places(region, &manifest, turn).await;
+        // Those that are known may be back by the time that the process opens them.
+        if let Ok(places) = places
+            && !places.is_empty()
+        {
+            spec.base.stores = places;
+        }
+    }
     VmHandle::spawn(state.fabric.program(), handle.dir(), &spec).await.map_err(|error| failed(&error))?;
     Ok(())
 }

@@ -55,6 +55,7 @@ mod tests {
             agent,
             forwards: Default::default(),
             outbound_denied: Vec::new(),
+            damaged_reads: 0,
         }
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Source {
     pub(super) manifest: ManifestId,
     /// As the guest is told.
     pub(super) reference: identity::ImageReference,
+    /// It is on premium storage: this host's cache has its blocks, as its first zone stores them.
+    pub(super) read_ahead: bool,
 }
 
 /// Refuses an image that there is not, as far as a request may wait for the answer.
@@ -141,7 +143,8 @@ pub(super) async fn resolve(state: &AppState, spec: &VmSpec) -> Result<Source, J
                 ..identity::ImageReference::default()
             };
             let generation = found.definition.spec.hyper_v_generation;
-            source(manifest, disk.size_bytes, generation, Some(exact), reference)?
+            let source = source(manifest, disk.size_bytes, generation, Some(exact), reference)?;
+            Source { read_ahead: found.premium, ..source }
         }
         _ => {
             let violation =
@@ -164,7 +167,7 @@ fn source(
         .ok_or_else(|| unreadable("its manifest has no name"))?;
     let os_disk = DiskContent { manifest: named, size_bytes };
     let image = ResolvedImage { exact_version, os_type: OsType::Linux, hyper_v_generation, os_disk };
-    Ok(Source { image, manifest, reference })
+    Ok(Source { image, manifest, reference, read_ahead: false })
 }
 
 fn unreadable(error: impl std::fmt::Display) -> JobFailure {

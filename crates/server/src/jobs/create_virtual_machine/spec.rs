@@ -29,19 +29,19 @@ pub(super) fn vm_spec(
     id: &str,
     vm: &VirtualMachine,
     source: &Source,
+    stores: Vec<String>,
     secrets: &VmSecrets,
     accelerator: Accelerator,
 ) -> Result<VmSpec, String> {
     let size = vm_size(&vm.spec.vm_size).ok_or_else(|| format!("there is no size {}", vm.spec.vm_size))?;
     let host_cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let disk_bytes = disk_bytes(&vm.spec, source);
-    let store = fabric.store_location(&vm.spec.location).map_err(|error| error.to_string())?;
     let key_file = fabric.store_key_file(&vm.spec.location).map_err(|error| error.to_string())?;
     Ok(VmSpec {
         lifetime: Lifetime::Virtual,
         identity: identity(id, vm, source, secrets, disk_bytes)?,
         base: BaseDisk {
-            store,
+            stores,
             key_file,
             manifest: source.manifest.to_string(),
             cache_dir: fabric.block_cache_dir(),

@@ -1,5 +1,7 @@
 //! Publishes a built image to every target, and waits until it is there: a run ends when its versions are ready.
 
+use std::collections::BTreeSet;
+
 use arm::resource_id::image_definition_id;
 use build::Stream;
 use content::{ManifestId, Store};
@@ -7,12 +9,14 @@ use model::content::DiskContent;
 use model::image_template::{Distributor, DistributorKind};
 use model::image_version::VersionContent;
 use model::latest::{VersionScheme, next_version};
+use model::placement::CopyPlan;
 use model::{ManifestRef, ResourceRef, RunOutputName, VersionName};
 use store::{StoreError, Tx};
 
 use super::journal::Journal;
 use super::{Built, Run};
 use crate::api::image_versions::{NewVersion, existing_versions, publish_from_run, wait_ready};
+use crate::fabric::FabricError;
 use crate::http::error::{ApiError, chain};
 
 /// What became of one distributor.
@@ -104,12 +108,25 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
                 source_template: source_template.clone(),
                 content: content.clone(),
             };
-            publish_from_run(tx, new).await
+            publish_from_run(tx, &run.context.state.config, new).await
         })
     });
     published
         .await
         .map_err(|error: ApiError| error.error_object()["message"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The zones of the run's region as the first definition that it publishes to wants them, so that its result is where its
+/// other versions are.
+pub(super) fn zone_order(run: &Run) -> Result<Vec<usize>, FabricError> {
+    let offers = run.context.state.fabric.offers(&run.spec().location)?;
+    let definition = run.spec().distribute.iter().find_map(|distributor| match &distributor.kind {
+        DistributorKind::SharedImage { target, .. } => {
+            Some(image_definition_id(&target.definition).to_string())
+        }
+        DistributorKind::ManagedImage { .. } | DistributorKind::Vhd { .. } => None,
+    });
+    Ok(CopyPlan::everywhere(offers, &definition.unwrap_or_default()).order)
 }
 
 /// Where a version goes when the template names no region: to that of the definition.
@@ -134,7 +151,7 @@ async fn wait(run: &Run, built: &Built, id: String) -> Result<PublishedVersion, 
 /// Drops the run's hold on the image, which its versions hold by now. If a target is still on its way and nobody else
 /// holds the image, the run's reference stays: without it the version's replication would lose its source.
 pub(super) async fn release(
-    store: &Store,
+    stores: &[Store],
     manifest: &ManifestId,
     run_id: &str,
     distributed: &[Distributed],
@@ -142,11 +159,19 @@ pub(super) async fn release(
 ) {
     let own = format!("run-{run_id}");
     let released = async {
-        let in_flight = distributed.iter().any(|one| one.in_flight);
-        if in_flight && store.refs(manifest).await?.iter().all(|owner| *owner == own) {
-            return Ok(());
+        if distributed.iter().any(|one| one.in_flight) {
+            let mut owners = BTreeSet::new();
+            for store in stores {
+                owners.extend(store.refs(manifest).await?);
+            }
+            if owners.iter().all(|owner| *owner == own) {
+                return Ok(());
+            }
         }
-        store.remove_ref(manifest, &own).await
+        for store in stores {
+            store.remove_ref(manifest, &own).await?;
+        }
+        Ok(())
     };
     let released: content::Result<()> = released.await;
     if let Err(error) = released {
