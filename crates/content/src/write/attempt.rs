@@ -64,6 +64,8 @@ pub(crate) struct Attempt {
     id: WriterId,
     record: Arc<Mutex<Record>>,
     avoid: Arc<HashSet<PackId>>,
+    /// The reference whose creation was begun and may still come to pass.
+    creating: Option<Intent>,
     heartbeat: Option<AbortOnDropHandle<()>>,
 }
 
@@ -98,7 +100,7 @@ impl Attempt {
         let beating = beat(store.clone(), id, Arc::clone(&record));
         let heartbeat = Some(AbortOnDropHandle::new(tokio::spawn(beating)));
         let avoid = Arc::new(store.condemned().await?);
-        Ok(Self { store: store.clone(), id, record, avoid, heartbeat })
+        Ok(Self { store: store.clone(), id, record, avoid, creating: None, heartbeat })
     }
 
     /// Packs that were condemned when the write began: it writes their blocks again.
@@ -108,7 +110,7 @@ impl Attempt {
 
     /// Makes an image visible whose every block is durable and found. `used`: the packs that the write counted on or made.
     pub(super) async fn publish(
-        self,
+        mut self,
         manifest: ManifestId,
         owner: &str,
         used: &HashSet<PackId>,
@@ -132,14 +134,35 @@ impl Attempt {
     }
 
     /// Creates the reference, unless a collection has given this writer up. The record names the reference already.
-    async fn create_ref(&self, intent: &Intent, owner: &str) -> Result<bool> {
-        Ok(!self.store.is_given_up(&self.id).await? && self.store.create_ref(intent, owner, &self.id).await?)
+    async fn create_ref(&mut self, intent: &Intent, owner: &str) -> Result<bool> {
+        if self.store.is_given_up(&self.id).await? {
+            return Ok(false);
+        }
+        self.creating = Some(intent.clone());
+        let created = match self.store.create_ref(intent, owner, &self.id).await {
+            Ok(created) => created,
+            // Whether it was created is not known, and the request may yet arrive: it is forbidden before this writer
+            // lets go of anything.
+            Err(error) => match self.store.forbid_ref(intent, &self.id).await {
+                Ok(true) => {
+                    self.creating = None;
+                    return Err(error);
+                }
+                Ok(false) => true,
+                Err(_) => return Err(error),
+            },
+        };
+        self.creating = None;
+        Ok(created)
     }
 
-    /// Ends the write: what it held may go.
+    /// Ends the write: what it held may go. One whose reference may yet come to pass is left to a collection.
     pub(crate) async fn end(mut self) -> Result<()> {
         self.heartbeat = None;
-        self.store.remove_writer(&self.id).await
+        match &self.creating {
+            Some(_) => Ok(()),
+            None => self.store.remove_writer(&self.id).await,
+        }
     }
 
     /// Makes a visible image safe that this writer holds: what of it is in packs that were condemned before is copied out
@@ -177,9 +200,17 @@ impl Drop for Attempt {
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (store, id) = (self.store.clone(), self.id);
+            let (store, id, creating) = (self.store.clone(), self.id, self.creating.take());
             runtime.spawn(async move {
-                if let Err(error) = store.remove_writer(&id).await {
+                let forbidden = match &creating {
+                    Some(intent) => store.forbid_ref(intent, &id).await.map(drop),
+                    None => Ok(()),
+                };
+                let removed = match forbidden {
+                    Ok(()) => store.remove_writer(&id).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = removed {
                     tracing::debug!(%error, %id, "the record of a failed write stays until a collection");
                 }
             });
@@ -201,7 +232,7 @@ impl Store {
             if !self.has_manifest(manifest).await? {
                 return Err(self.not_found(manifest));
             }
-            let attempt = Attempt::announce(self, Some(manifest), Some(intent.clone())).await?;
+            let mut attempt = Attempt::announce(self, Some(manifest), Some(intent.clone())).await?;
             self.refresh().await?;
             let added = match attempt.secure(manifest).await {
                 Ok(()) => attempt.create_ref(&intent, owner).await,
