@@ -15,7 +15,8 @@ echo 'ssh_genkeytypes: [ed25519, ecdsa]' > "$R/etc/cloud/cloud.cfg.d/91-host-key
 mkdir -p "$R/etc/systemd/system/ssh.service.d"
 printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n' \
     > "$R/etc/systemd/system/ssh.service.d/host-keys.conf"
-# GRUB reads this file under BIOS and UEFI; /vmlinuz and /initrd.img follow kernel upgrades.
+# GRUB reads this file under BIOS and UEFI; /vmlinuz and /initrd.img follow kernel upgrades. no_timer_check: an emulated
+# timer on a busy host can miss the 40 ms in which the kernel wants to see it, and then the kernel gives up.
 mkdir -p "$R/boot/grub/i386-pc"
 cp "$R"/usr/lib/grub/i386-pc/*.mod "$R"/usr/lib/grub/i386-pc/*.lst "$R/boot/grub/i386-pc/"
 cat > "$R/boot/grub/grub.cfg" <<EOF
@@ -24,7 +25,7 @@ serial --unit=0 --speed=115200
 terminal_input serial console
 terminal_output serial console
 search --no-floppy --fs-uuid --set=root $ROOT_UUID
-linux /vmlinuz root=UUID=$ROOT_UUID ro console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 net.ifnames=0
+linux /vmlinuz root=UUID=$ROOT_UUID ro no_timer_check console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 net.ifnames=0
 initrd /initrd.img
 boot
 EOF
