@@ -22,6 +22,8 @@ mod replicate;
 mod runs;
 mod writer;
 
+use std::sync::OnceLock;
+
 use serde::Serialize;
 
 use crate::ManifestId;
@@ -64,7 +66,9 @@ pub struct PutReport {
 
 /// Jobs that read, hash or compress at a time, beside each other. Each holds up to 2 MiB.
 fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS)
+    // Asking reads files of the cgroup, each time.
+    static WORKERS: OnceLock<usize> = OnceLock::new();
+    *WORKERS.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS))
 }
 
 const MAX_WORKERS: usize = 8;

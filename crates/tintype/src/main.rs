@@ -10,7 +10,11 @@ mod vmhost;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
+
+/// Files that this program may have open at a time, if the system lets it.
+const MAX_DESCRIPTORS: u64 = 16_384;
 
 /// Azure's VM image pipeline as one program: image templates, galleries and VMs behind the same REST API.
 ///
@@ -37,6 +41,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    raise_descriptor_limit();
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_env("TINTYPE_LOG")
@@ -82,6 +87,17 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     }
     eprintln!("tintype: {text}");
     ExitCode::FAILURE
+}
+
+/// The usual soft limit of 1024 is for programs that use `select`; the block cache keeps a file open for each MiB.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS);
+    if limit.current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The future is polled on the main thread: QEMU dies with the thread that spawned it, so a vmhost must

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -25,8 +26,11 @@ use crate::id::PackId;
 use crate::store::Store;
 use crate::{Error, Result};
 
-/// Verified frames that one process keeps open, each a file descriptor. Leaves room under the usual soft limit of 1024.
-const MAX_OPEN_FRAMES: usize = 384;
+/// Verified frames that one process keeps open, each a file descriptor: 4 GiB of disk. Half of the process's limit of
+/// descriptors, if that is less.
+const MAX_OPEN_FRAMES: u64 = 4096;
+/// So many in any case: the usual soft limit of 1024 leaves room for them.
+const MIN_OPEN_FRAMES: u64 = 64;
 /// Frames that one process keeps in memory when there is no folder or its disk is full: up to 32 MiB.
 const MAX_MEMORY_FRAMES: usize = 32;
 /// Bytes that a process adds before it looks whether the folder is over its limit.
@@ -63,13 +67,14 @@ type Cell = Arc<OnceCell<Arc<CachedFrame>>>;
 impl BlockCache {
     /// Opens a folder, which is created if need be and may be in use by other processes. `limit_bytes` bounds the files in
     /// it, the longest unused going first; every process that writes may exceed it by 64 MiB or a sixteenth of it, and keeps
-    /// up to 384 frames of 1 MiB open, deleted or not. Blocks for as long as listing the folder takes.
+    /// up to 4096 frames of 1 MiB open, deleted or not. Blocks for as long as listing the folder takes.
     pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
         let tmp = folder.join("tmp");
         std::fs::create_dir_all(&tmp).map_err(Error::io("create", &tmp))?;
         let folder = Folder { path: folder.to_owned(), limit_bytes, added_bytes: AtomicU64::new(0) };
         folder.trim()?;
-        Ok(Self::new(Some(folder), MAX_OPEN_FRAMES))
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Ok(Self::new(Some(folder), (descriptors / 2).clamp(MIN_OPEN_FRAMES, MAX_OPEN_FRAMES) as usize))
     }
 
     /// A cache of the last 32 frames in memory, for a single pass over an image.

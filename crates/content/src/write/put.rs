@@ -65,7 +65,8 @@ impl Store {
         self.commit_source(base, open_chain(layers).await?, owner_ref, progress).await
     }
 
-    /// As [`Self::commit_overlay`], for changes that are held in any other way.
+    /// As [`Self::commit_overlay`], for changes that are held in any other way. With changes that hold nothing on a larger
+    /// disk, the disk has grown, and no data was read.
     pub async fn commit_source(
         &self,
         base: &ManifestId,
@@ -84,18 +85,6 @@ impl Store {
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<PutReport> {
         self.put(source, None, owner_ref, &progress).await
-    }
-
-    /// Puts what `source` holds on top of an image of this store: [`Store::commit_overlay`] for any source. With a source
-    /// that holds nothing and is larger, the disk has grown, and no data was read.
-    pub async fn put_over(
-        &self,
-        base: &ManifestId,
-        source: Arc<dyn BlockSource>,
-        owner_ref: &str,
-        progress: impl Fn(Progress) + Send + Sync,
-    ) -> Result<PutReport> {
-        self.put(source, Some(base), owner_ref, &progress).await
     }
 
     async fn put(
@@ -231,6 +220,15 @@ enum Hashed {
     New(BlockHash),
 }
 
+impl Hashed {
+    fn new_hash(&self) -> Option<[u8; 32]> {
+        match self {
+            Self::New(hash) => Some(*hash.as_bytes()),
+            Self::Zeros | Self::Known(..) => None,
+        }
+    }
+}
+
 /// A put under way.
 struct Put<'a> {
     writer: BlockWriter<'a>,
@@ -248,19 +246,26 @@ impl Put<'_> {
                 pages.zeros(writer, start, end).await?;
                 Ok(end)
             }
-            Some(Step::Chunk(chunk)) => {
-                let mut number = chunk.first;
-                for (block, plain) in chunk.blocks.iter().zip(chunk.plain.chunks_exact(BLOCK_BYTES)) {
+            Some(Step::Chunk(Chunk { first, plain, blocks })) => {
+                let new: Vec<_> = blocks.iter().filter_map(Hashed::new_hash).collect();
+                if new.len() == blocks.len() && writer.is_frame(&new) {
+                    writer.whole_frame(new, plain).await?;
+                } else {
+                    for (block, plain) in blocks.iter().zip(plain.chunks_exact(BLOCK_BYTES)) {
+                        if let Hashed::New(hash) = block {
+                            writer.block(*hash, plain).await?;
+                        }
+                    }
+                }
+                let mut number = first;
+                for block in blocks {
                     let hash = match block {
                         Hashed::Zeros => None,
                         Hashed::Known(hash, pack) => {
-                            writer.count_on(*pack);
-                            Some(*hash)
+                            writer.count_on(pack);
+                            Some(hash)
                         }
-                        Hashed::New(hash) => {
-                            writer.block(*hash, plain).await?;
-                            Some(*hash)
-                        }
+                        Hashed::New(hash) => Some(hash),
                     };
                     pages.set(writer, number, hash).await?;
                     number += 1;
@@ -315,38 +320,44 @@ async fn read_chunk(input: Arc<Input>, first: u64, count: usize) -> Result<Chunk
     let len = (input.source.logical_size() - offset).min(plain.len() as u64) as usize;
 
     let reader = Arc::clone(&input);
-    let (mut plain, covered) = tokio::task::spawn_blocking(move || {
+    let read = tokio::task::spawn_blocking(move || {
         let covered = reader.source.read_onto(offset, &mut plain[..len])?;
-        Ok::<_, Error>((plain, covered))
-    })
-    .await??;
-
-    // Clusters smaller than a block: the base has the rest of it.
-    let base = input.base.as_ref().filter(|base| covered < len && offset < base.size());
-    if let Some(base) = base {
+        // Clusters smaller than a block: the base has the rest of it.
+        let has_more = reader.base.as_ref().is_some_and(|base| covered < len && offset < base.size());
+        match has_more {
+            true => Ok(Err(plain)),
+            false => hash_chunk(&reader, first, plain).map(Ok),
+        }
+    });
+    let mut plain = match read.await? {
+        Ok(Ok(chunk)) => return Ok(chunk),
+        Ok(Err(plain)) => plain,
+        Err(error) => return Err(error),
+    };
+    if let Some(base) = &input.base {
         let len = (base.size() - offset).min(len as u64) as usize;
         base.read_at(offset, &mut plain[..len]).await?;
     }
-    let again = base.is_some();
-
     tokio::task::spawn_blocking(move || {
-        if again {
-            input.source.read_onto(offset, &mut plain[..len])?;
-        }
-        let blocks = plain.chunks_exact(BLOCK_BYTES).map(|block| {
-            if block == ZERO_BLOCK {
-                return Ok(Hashed::Zeros);
-            }
-            let hash = BlockHash::of(block);
-            let found =
-                input.store.index().find_where(hash.as_bytes(), |pack| !input.avoid.contains(pack))?;
-            Ok(match found {
-                Some(location) => Hashed::Known(hash, location.pack),
-                None => Hashed::New(hash),
-            })
-        });
-        let blocks = blocks.collect::<Result<Vec<_>>>()?;
-        Ok(Chunk { first, plain, blocks })
+        input.source.read_onto(offset, &mut plain[..len])?;
+        hash_chunk(&input, first, plain)
     })
     .await?
+}
+
+/// Finds out what each block is.
+fn hash_chunk(input: &Input, first: u64, plain: Vec<u8>) -> Result<Chunk> {
+    let blocks = plain.chunks_exact(BLOCK_BYTES).map(|block| {
+        if block == ZERO_BLOCK {
+            return Ok(Hashed::Zeros);
+        }
+        let hash = BlockHash::of(block);
+        let found = input.store.index().find_where(hash.as_bytes(), |pack| !input.avoid.contains(pack))?;
+        Ok(match found {
+            Some(location) => Hashed::Known(hash, location.pack),
+            None => Hashed::New(hash),
+        })
+    });
+    let blocks = blocks.collect::<Result<Vec<_>>>()?;
+    Ok(Chunk { first, plain, blocks })
 }

@@ -84,6 +84,22 @@ impl<'a> BlockWriter<'a> {
         if self.hashes.len() == MAX_FRAME_BLOCKS { self.close_frame().await } else { Ok(()) }
     }
 
+    /// Whether these blocks, none of which the index has, are a frame as they are.
+    pub(super) fn is_frame(&self, hashes: &[[u8; 32]]) -> bool {
+        let mut seen = HashSet::new();
+        hashes.len() == MAX_FRAME_BLOCKS
+            && hashes.iter().all(|hash| seen.insert(hash) && !self.fresh.contains(hash))
+    }
+
+    /// Adds a frame's worth of blocks without copying them; see [`Self::is_frame`]. Blocks that were gathered before go on
+    /// waiting for others.
+    pub(super) async fn whole_frame(&mut self, hashes: Vec<[u8; 32]>, plain: Vec<u8>) -> Result<()> {
+        self.fresh.extend(&hashes);
+        self.new_blocks += hashes.len() as u64;
+        self.compress(hashes, plain);
+        self.drain(2 * workers()).await
+    }
+
     /// Takes note that a block was found in a pack, and is counted on to stay there.
     pub(super) fn count_on(&mut self, pack: PackId) {
         self.used.insert(pack);
@@ -145,14 +161,18 @@ impl<'a> BlockWriter<'a> {
         Ok(Written { packs, new_blocks: self.new_blocks, payload_bytes: self.payload_bytes, stored_bytes })
     }
 
+    fn compress(&mut self, hashes: Vec<[u8; 32]>, plain: Vec<u8>) {
+        let task = tokio::task::spawn_blocking(move || compress(hashes, plain));
+        self.frames.push_back(async move { Ok(task.await?) }.boxed());
+    }
+
     /// Sends the gathered blocks to be compressed, and the pages that waited for them.
     async fn close_frame(&mut self) -> Result<()> {
         if !self.hashes.is_empty() {
             let hashes = std::mem::take(&mut self.hashes);
             let capacity = MAX_FRAME_BLOCKS * BLOCK_BYTES;
             let plain = std::mem::replace(&mut self.plain, Vec::with_capacity(capacity));
-            let task = tokio::task::spawn_blocking(move || compress(hashes, plain));
-            self.frames.push_back(async move { Ok(task.await?) }.boxed());
+            self.compress(hashes, plain);
         }
         for page in self.held_tables.drain(..) {
             self.frames.push_back(std::future::ready(Ok(page)).boxed());

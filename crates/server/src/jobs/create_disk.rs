@@ -129,7 +129,7 @@ async fn grow(context: &JobContext, disk: &ManagedDisk, bytes: u64) -> Result<Ma
     let mut grown =
         Err(JobFailure::transient("InternalServerError", "no zone that can be reached has the disk"));
     for store in holding.map_err(|error| internal("open the store", &error))? {
-        let report = store.put_over(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
+        let report = store.commit_source(&base, Arc::new(Nothing { size: bytes }), &owner, |_| {}).await;
         grown = report.map_err(|error| internal("let the disk grow", &error));
         if grown.is_ok() {
             break;
