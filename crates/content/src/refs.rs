@@ -105,9 +105,11 @@ impl Store {
     /// Every reference, in no order; an owner may have several to one image. Reads each, and leaves out those that are
     /// damaged: they keep their images, and nobody can tell whose they are.
     pub async fn references(&self) -> Result<Vec<StoredReference>> {
-        let damaged =
-            |error: &Error| tracing::warn!(%error, store = %self.location(), "a reference is damaged");
-        self.read_refs_but(None, |error| Ok(damaged(&error))).await
+        let leave_out = |error: Error| {
+            tracing::warn!(%error, store = %self.location(), "a reference is damaged");
+            Ok(())
+        };
+        self.read_refs_but(None, leave_out).await
     }
 
     /// Every visible image, by names alone.
