@@ -102,9 +102,14 @@ impl Store {
         Ok(images)
     }
 
-    /// Every reference, in no order; an owner may have several to one image. Reads each.
+    /// Every reference, in no order; an owner may have several to one image. Reads each, and leaves out those that are
+    /// damaged: they keep their images, and nobody can tell whose they are.
     pub async fn references(&self) -> Result<Vec<StoredReference>> {
-        self.read_refs(None).await
+        let leave_out = |error: Error| {
+            tracing::warn!(%error, store = %self.location(), "a reference is damaged");
+            Ok(())
+        };
+        self.read_refs_but(None, leave_out).await
     }
 
     /// Every visible image, by names alone.
@@ -162,6 +167,15 @@ impl Store {
     }
 
     async fn read_refs(&self, only: Option<&ManifestId>) -> Result<Vec<StoredReference>> {
+        self.read_refs_but(only, Err).await
+    }
+
+    /// Reads references; `damaged` says whether one that cannot be read is left out.
+    async fn read_refs_but(
+        &self,
+        only: Option<&ManifestId>,
+        damaged: impl Fn(Error) -> Result<()>,
+    ) -> Result<Vec<StoredReference>> {
         let folder = only.map_or_else(|| Path::from("refs"), refs_folder);
         let mut references = Vec::new();
         let mut listing = self.objects().list(Some(&folder));
@@ -171,9 +185,14 @@ impl Store {
             let Some(bytes) = read_object(&**self.objects(), &object.location, MAX_JSON_BYTES).await? else {
                 continue;
             };
-            let Reference { owner, created_unix_s } = serde_json::from_slice(&bytes).map_err(|error| {
-                Error::DamagedObject { object: object.location.to_string(), reason: error.to_string() }
-            })?;
+            let Reference { owner, created_unix_s } = match serde_json::from_slice(&bytes) {
+                Ok(reference) => reference,
+                Err(error) => {
+                    let object = object.location.to_string();
+                    damaged(Error::DamagedObject { object, reason: error.to_string() })?;
+                    continue;
+                }
+            };
             references.push(StoredReference { manifest, owner, created_unix_s });
             if references.len() > MAX_REFS {
                 let reason = format!("the store has more than {MAX_REFS} references");

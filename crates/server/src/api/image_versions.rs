@@ -13,8 +13,10 @@ use axum::http::Method;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use model::image_definition::ImageDefinition;
+use model::image_template::TemplateTargetRegion;
 use model::image_version::{
-    ImageVersion, ImageVersionSpec, PublishingProfile, RegionReplication, VersionSource, VersionState,
+    ImageVersion, ImageVersionSpec, PublishingProfile, RegionReplication, StorageAccountType, VersionSource,
+    VersionState,
 };
 use model::placement::{CopyPlan, RegionZones};
 use model::{Region, VersionName, Violation};
@@ -86,15 +88,30 @@ fn plan_in(
     definition: &str,
     region: &Region,
 ) -> Result<CopyPlan, Violation> {
-    let known = config.regions.iter().find(|known| known.name == *region);
-    // One that is not configured any more refuses when its stores are asked for.
-    let offers = known.map_or(RegionZones { count: 1, zrs_fallback: true }, RegionConfig::offers);
     let target = profile.target_regions.iter().find(|target| target.region == *region);
     let storage =
         target.map_or(profile.storage_account_type, |target| profile.storage_account_type_in(target));
     let replicas = target.map_or(profile.replica_count, |target| profile.replicas_in(target));
     let name = region.display_name();
+    let offers = offers(config, region);
     CopyPlan::of_version(offers, name, definition, storage, replicas, profile.replication_mode)
+}
+
+/// What a region offers. One that is not configured any more refuses when its stores are asked for.
+fn offers(config: &Config, region: &Region) -> RegionZones {
+    let known = config.regions.iter().find(|known| known.name == *region);
+    known.map_or(RegionZones { count: 1, zrs_fallback: true }, RegionConfig::offers)
+}
+
+/// Refuses a region of a template that could not keep what it will be given.
+///
+/// # Errors
+/// As [`check_copies`].
+pub(crate) fn check_template_region(config: &Config, target: &TemplateTargetRegion) -> Result<(), Violation> {
+    let storage = target.storage_account_type.unwrap_or(StorageAccountType::StandardLrs);
+    let (region, replicas) = (&target.region, target.replica_count);
+    let offers = offers(config, region);
+    CopyPlan::of_version(offers, region.display_name(), "", storage, replicas, None).map(drop)
 }
 
 /// Refuses what the regions cannot keep.

@@ -11,7 +11,7 @@ use model::image_template::{
 use model::{ImageVersionRef, Region, VersionSelector};
 
 use super::{Stop, refuse};
-use crate::api::image_versions::resolve_gallery_image;
+use crate::api::image_versions::{check_template_region, resolve_gallery_image};
 use crate::jobs::context::JobContext;
 use crate::jobs::make_platform_image;
 
@@ -232,6 +232,7 @@ fn check_regions(context: &JobContext, placement: &Placement, home: &Region) -> 
                 known.join(",")
             ));
         }
+        check_template_region(&context.state.config, target).map_err(|violation| violation.message)?;
     }
     if targets.iter().any(|target| target.region == *home) {
         return Ok(());

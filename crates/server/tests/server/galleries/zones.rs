@@ -148,12 +148,23 @@ async fn read_from(stores: &[Store], manifest: &ManifestId) -> (Image, Vec<u8>) 
     (image, bytes)
 }
 
-/// Overwrites every pack below a folder, keeping their sizes. Returns their number.
-fn overwrite_packs(folder: &Path) -> usize {
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("makes");
+    for entry in std::fs::read_dir(from).expect("lists").map(|entry| entry.expect("an entry")) {
+        let to = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).expect("copies")),
+        }
+    }
+}
+
+/// Overwrites every file below a folder, keeping their sizes. Returns their number.
+fn overwrite(folder: &Path) -> usize {
     let mut overwritten = 0;
     for entry in std::fs::read_dir(folder).expect("lists").map(|entry| entry.expect("an entry").path()) {
         if entry.is_dir() {
-            overwritten += overwrite_packs(&entry);
+            overwritten += overwrite(&entry);
         } else {
             let len = entry.metadata().expect("a file").len() as usize;
             std::fs::write(&entry, vec![0xa5; len]).expect("writes");
@@ -175,7 +186,7 @@ async fn two_replicas_are_two_copies_and_one_heals_the_other() {
     assert_eq!((&stats["images"], stats["stored_bytes"].as_u64()), (&json!(1), Some(stored(0) + stored(1))));
 
     // All that one zone has is damaged: reads are right, and tell of it.
-    assert!(overwrite_packs(&gallery.folder(0).join("packs")) > 0);
+    assert!(overwrite(&gallery.folder(0).join("packs")) > 0);
     let zones = [gallery.zone(0).await, gallery.zone(1).await];
     let (image, read) = read_from(&zones, &manifest).await;
     assert!(read == bytes && image.damaged_reads() > 0);
@@ -193,6 +204,22 @@ async fn two_replicas_are_two_copies_and_one_heals_the_other() {
     assert!(read == bytes, "from the zone that was damaged");
     let stats = gallery.stats().await;
     assert_eq!(stats["zones"][0]["last_verify"]["report"]["damaged"], 0, "{stats}");
+
+    // Not only its packs: everything, under an image that is open, and for those who come later.
+    let stores = [gallery.zone(0).await, gallery.zone(1).await];
+    let open = Image::open(&stores, &manifest, Arc::new(BlockCache::in_memory())).await.expect("opens");
+    let copy = gallery.bed.folder.path().join("whole");
+    copy_folder(&gallery.folder(0), &copy);
+    overwrite(&gallery.folder(0));
+    let mut read = vec![0; bytes.len()];
+    open.read_at(0, &mut read).await.expect("reads");
+    assert!(read == bytes);
+    assert!(gallery.read(&manifest).await.1 == bytes);
+    assert!(
+        gallery.stats().await["zones"][0]["error"].as_str().is_some_and(|text| text.contains("store.json"))
+    );
+    std::fs::remove_dir_all(gallery.folder(0)).expect("removes");
+    std::fs::rename(copy, gallery.folder(0)).expect("renames");
 
     // A replica less is a copy less, without anybody asking for it.
     let fewer = json!({"name": "eastus", "regionalReplicaCount": 1});
