@@ -61,9 +61,7 @@ impl OwnBlob {
         };
         let container = state
             .store
-            .read(|tx| {
-                Box::pin(async { tx.container::<ContainerData>(&key.account, &key.container).await })
-            })
+            .read(|tx| Box::pin(async { tx.container::<ContainerData>(&key.account, &key.container).await }))
             .await?;
         container.ok_or_else(BlobError::container_not_found)?;
         Ok((account, key))
@@ -75,7 +73,8 @@ impl OwnBlob {
 /// # Errors
 /// The database's own.
 pub(crate) async fn ensure_container(tx: &mut Tx<'_>, account: &str, name: &str) -> Result<(), StoreError> {
-    let data = ContainerData { modified: tx.now().await?, metadata: Default::default(), policies: Vec::new() };
+    let data =
+        ContainerData { modified: tx.now().await?, metadata: Default::default(), policies: Vec::new() };
     tx.insert_container(account, name, &data).await.map(|_| ())
 }
 

@@ -318,11 +318,8 @@ async fn put_output(
         Ok(Published::Vhd(vhd)) => Artifact::Uri(vhd.uri.clone()),
         Err(_) => return Ok(()),
     };
-    let output = RunOutput {
-        name: one.run_output.clone(),
-        artifact,
-        provisioning: ProvisioningState::Succeeded,
-    };
+    let output =
+        RunOutput { name: one.run_output.clone(), artifact, provisioning: ProvisioningState::Succeeded };
     run_outputs::put(tx, &template.id, &template.location, output).await
 }
 

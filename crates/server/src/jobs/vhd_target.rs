@@ -101,13 +101,15 @@ fn parse(state: &AppState, uri: &str) -> Result<VhdTarget, String> {
         return Err(format!("'{}' is neither http nor https.", url.scheme()));
     }
     if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
-        return Err("it has a user, a password or a fragment, which the address of a blob has not.".to_owned());
+        return Err(
+            "it has a user, a password or a fragment, which the address of a blob has not.".to_owned()
+        );
     }
     if state.endpoint.origins().contains(&url.origin().ascii_serialization()) {
         if disk_access::is_path(url.path()) {
             return Err("it is the address of a disk. A VHD goes to a blob.".to_owned());
         }
-        return OwnBlob::parse(url.path()).map(VhdTarget::Own).map_err(|reason| format!("{reason}."));
+        return OwnBlob::parse(url.path()).map(VhdTarget::Own).map_err(|reason| format!("{}.", reason.trim_end_matches('.')));
     }
     check_path(&url)?;
     check_sas(&url, state.now())?;
@@ -131,9 +133,11 @@ fn check_sas(url: &Url, now: DateTime<Utc>) -> Result<(), String> {
     let query = BlobQuery::parse(url.query().unwrap_or_default()).map_err(|error| error.message)?;
     let get = |name: &str| query.get(name).filter(|value| !value.is_empty());
     if get("sig").is_none() || get("sv").is_none() {
-        return Err("it is no storage account of this server, so it needs a SAS: add one that allows creating and \
+        return Err(
+            "it is no storage account of this server, so it needs a SAS: add one that allows creating and \
                     writing the blob (sp=cw)."
-            .to_owned());
+                .to_owned(),
+        );
     }
     if get("comp").is_some() || get("restype").is_some() {
         return Err("its query has 'comp' or 'restype', which are no part of a SAS.".to_owned());

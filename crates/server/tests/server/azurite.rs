@@ -52,7 +52,7 @@ impl Azurite {
         let file = std::fs::File::create(&log).expect("a log");
         let both = file.try_clone().expect("a log");
         let mut command = Command::new(paths.lines().next().expect("a path"));
-        command.args(["--disableTelemetry", "--inMemoryPersistence"]);
+        command.args(["--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"]);
         command.args(["--blobHost", "127.0.0.1", "--blobPort", "0"]);
         command.current_dir(dir.path()).stdin(Stdio::null()).stdout(file).stderr(both);
         let mut child = command.spawn().expect("Azurite starts");

@@ -55,8 +55,7 @@ pub(crate) async fn ensure(state: &AppState, template: &str) -> Result<OwnBlobs,
                 if !tx.exists(template).await? {
                     return Err(gone());
                 }
-                let account =
-                    storage_accounts::ensure(tx, &group, &name, spec.clone(), keys.clone()).await?;
+                let account = storage_accounts::ensure(tx, &group, &name, spec.clone(), keys.clone()).await?;
                 ensure_container(tx, &account, CONTAINER).await?;
                 Ok(())
             })

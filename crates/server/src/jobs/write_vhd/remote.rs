@@ -49,7 +49,8 @@ impl RemotePages {
     /// # Errors
     /// Cause and remedy, without the SAS.
     pub(super) async fn create(outbound: &Outbound, url: &Url, bytes: u64) -> Result<Self, String> {
-        let client = allowed_client(outbound, url, READ_TIMEOUT).await.map_err(|reason| refused(url, &reason))?;
+        let client =
+            allowed_client(outbound, url, READ_TIMEOUT).await.map_err(|reason| refused(url, &reason))?;
         let mut pages = url.clone();
         // Appended as text: parsing and writing the pairs anew could change what was signed.
         pages.set_query(Some(&format!("{}&comp=page", url.query().unwrap_or_default())));
@@ -92,7 +93,12 @@ impl RemotePages {
                 }
                 Err(Failure::Passing(reason)) => reason,
             };
-            tracing::debug!(attempt, reason, url = shown(url.as_str()), "a page blob's request is sent again");
+            tracing::debug!(
+                attempt,
+                reason,
+                url = shown(url.as_str()),
+                "a page blob's request is sent again"
+            );
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
@@ -113,8 +119,7 @@ impl RemotePages {
             .header(CONTENT_LENGTH, body.len())
             .headers(headers.clone())
             .body(body.clone());
-        let answer =
-            request.send().await.map_err(|error| Failure::Passing(chain(&error.without_url())))?;
+        let answer = request.send().await.map_err(|error| Failure::Passing(chain(&error.without_url())))?;
         let status = answer.status();
         if status == StatusCode::CREATED {
             return Ok(());

@@ -2,6 +2,7 @@
 //! back by Azure's own client.
 
 #[path = "../../../tests/server/azurite.rs"]
+#[expect(dead_code, reason = "shared with tests that read from it")]
 mod azurite;
 #[path = "../../../tests/server/python.rs"]
 mod python;
@@ -18,9 +19,12 @@ use axum::response::IntoResponse;
 use axum::routing::put;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use model::ResourceGroupName;
+use model::resource_group::{ResourceGroup, ResourceGroupSpec};
 use model::storage_account::{StorageAccountName, StorageAccountSpec, StorageKind, StorageSku};
 use reqwest::Url;
 use sha2::{Digest, Sha256};
+use store::{Document, ProvisioningState};
 
 use self::azurite::{Azurite, service_sas};
 use super::*;
@@ -143,7 +147,17 @@ async fn a_vhd_in_an_own_account_is_read_back_by_azures_client() {
     };
     let group = "/subscriptions/s/resourceGroups/rg";
     let account = state.store.write(|tx| {
-        Box::pin(async { storage_accounts::ensure(tx, group, &name, spec.clone(), keys.clone()).await })
+        Box::pin(async {
+            let new = ResourceGroupSpec {
+                location: bed.region.clone(),
+                tags: model::Tags::default(),
+                managed_by: None,
+            };
+            let new = ResourceGroup::create(ResourceGroupName::parse("rg").unwrap(), new);
+            let location = bed.region.as_str();
+            tx.insert(&mut Document::new(group, location, ProvisioningState::Succeeded, new)?).await?;
+            storage_accounts::ensure(tx, group, &name, spec.clone(), keys.clone()).await
+        })
     });
     let key: String = account.await.unwrap();
     let error = bed.write(&target).await.unwrap_err();
@@ -180,7 +194,10 @@ async fn a_vhd_goes_to_azurite_and_comes_back() {
     assert_eq!(sum(&first), sum(&second), "writing twice gives the same blob");
 
     for (uri, expected) in [
-        (azurite.signed("read.vhd", "r"), "403 Forbidden (AuthorizationPermissionMismatch); check that its SAS"),
+        (
+            azurite.signed("read.vhd", "r"),
+            "403 Forbidden (AuthorizationPermissionMismatch); check that its SAS",
+        ),
         (target_url(&target).replace("sig=", "sig=AAAA"), "403 Forbidden (AuthenticationFailed)"),
         (azurite.signed("out.vhd", "cw").replace("/images/", "/none/"), "(AuthenticationFailed)"),
     ] {

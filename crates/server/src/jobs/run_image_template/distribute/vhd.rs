@@ -50,12 +50,11 @@ async fn target(run: &Run, distributor: &Distributor) -> Result<(String, VhdTarg
             Ok((uri.clone(), target))
         }
         _ => {
-            let blobs = staging_account::ensure(state, &run.template.id).await.map_err(|error| {
-                error.error_object()["message"].as_str().unwrap_or_default().to_owned()
-            })?;
+            let blobs = staging_account::ensure(state, &run.template.id)
+                .await
+                .map_err(|error| error.error_object()["message"].as_str().unwrap_or_default().to_owned())?;
             let blob = blobs.vhd(distributor.run_output_name.as_str(), &run.run_id);
-            let uri =
-                format!("{}{}/{}", state.endpoint.blob_url(&blob.account), blob.container, blob.name);
+            let uri = format!("{}{}/{}", state.endpoint.blob_url(&blob.account), blob.container, blob.name);
             Ok((uri, VhdTarget::Own(blob)))
         }
     }
@@ -74,7 +73,8 @@ async fn write(
         let part = done.saturating_mul(PROGRESS_PARTS).checked_div(of).unwrap_or_default();
         if part >= next {
             next = part + 1;
-            events.try_line(build::Stream::Customization, format!("{uri}: {} %", part * 100 / PROGRESS_PARTS));
+            events
+                .try_line(build::Stream::Customization, format!("{uri}: {} %", part * 100 / PROGRESS_PARTS));
         }
     };
     let state = &run.context.state;
