@@ -51,6 +51,12 @@ impl Events {
         drop(self.0.send(BuildEvent::Phase(phase)).await);
     }
 
+    /// Logs a line if there is room for it: for progress, which nobody misses.
+    pub fn try_line(&self, stream: Stream, line: String) {
+        // A listener that is behind or went away stops nobody.
+        drop(self.0.try_send(BuildEvent::Line(stream, line)));
+    }
+
     /// Logs a line.
     pub async fn line(&self, stream: Stream, line: impl Into<String>) {
         let mut line = line.into();

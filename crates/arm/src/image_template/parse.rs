@@ -355,7 +355,7 @@ fn distributor(wire: WireDistributor, path: &str) -> Result<Distributor, ArmErro
             exclude_from_latest: wire.exclude_from_latest,
             versioning: wire.versioning.map(|wire| versioning(wire, path)).transpose()?,
         },
-        Some("VHD") => DistributorKind::Vhd { uri: non_empty(wire.uri) },
+        Some("VHD") => DistributorKind::Vhd { uri: non_empty(wire.uri), sealed_query: None },
         other => return Err(unknown_type("distributor", other, path, "ManagedImage, SharedImage, VHD")),
     };
     let name = required(wire.run_output_name, &format!("{path}.runOutputName"))?;

@@ -137,7 +137,7 @@ fn distributor(distributor: &Distributor) -> Value {
                 .set("type", "SharedImage")
                 .set("versioning", versioning.map_or(Value::Null, scheme))
         }
-        DistributorKind::Vhd { uri } => object
+        DistributorKind::Vhd { uri, .. } => object
             .set("runOutputName", distributor.run_output_name.as_str())
             .set("type", "VHD")
             .maybe("uri", uri.as_deref()),

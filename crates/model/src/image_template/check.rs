@@ -250,8 +250,10 @@ fn check_uri(uri: &str, path: &str) -> Result<(), Violation> {
 }
 
 fn check_distributor(distributor: &Distributor, path: &str) -> Result<(), Violation> {
-    let DistributorKind::SharedImage { target, placement, versioning, .. } = &distributor.kind else {
-        return Ok(());
+    let (target, placement, versioning) = match &distributor.kind {
+        DistributorKind::SharedImage { target, placement, versioning, .. } => (target, placement, versioning),
+        DistributorKind::Vhd { uri: Some(address), .. } => return check_uri(address, &format!("{path}.uri")),
+        DistributorKind::Vhd { uri: None, .. } | DistributorKind::ManagedImage { .. } => return Ok(()),
     };
     if target.version.is_some() && versioning.is_some() {
         return Err(template(

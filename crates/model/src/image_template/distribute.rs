@@ -69,8 +69,10 @@ pub enum DistributorKind {
     },
     /// A VHD.
     Vhd {
-        /// `None`: in the staging storage account, lost with the template.
+        /// `None`: in the staging storage account, lost with the template. Without its query, once accepted.
         uri: Option<String>,
+        /// The query of `uri`, a SAS, sealed: this crate never sees it.
+        sealed_query: Option<String>,
     },
 }
 

@@ -27,7 +27,9 @@ use crate::http::lro::{self, PollHeaders};
 use crate::http::path::ArmPath;
 use crate::http::query::Query;
 use crate::http::routes::Routes;
-use crate::jobs::{self, JobKind, create_image_template, delete_image_template, run_image_template};
+use crate::jobs::{
+    self, JobKind, create_image_template, delete_image_template, run_image_template, vhd_target,
+};
 
 /// Type of a template's row.
 pub(super) const TYPE: &str = "microsoft.virtualmachineimages/imagetemplates";
@@ -59,8 +61,9 @@ async fn put(
 ) -> Result<Response, ApiError> {
     let name = ImageTemplateName::parse(path.value("imagetemplates")?)?;
     version.check(&IMAGE_TEMPLATES, body["location"].as_str().unwrap_or_default())?;
-    let Parsed { data: spec, extra } = arm::image_template::parse(body, &version)?;
+    let Parsed { data: mut spec, extra } = arm::image_template::parse(body, &version)?;
     check_offered(&state, &spec)?;
+    vhd_target::accept(&state, &mut spec.distribute)?;
     let group = format!(
         "/subscriptions/{}/resourceGroups/{}",
         state.config.subscription_id,
@@ -152,7 +155,10 @@ async fn patch(
     Version(version): Version,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
-    let patch = arm::image_template::parse_patch(body, &version)?;
+    let mut patch = arm::image_template::parse_patch(body, &version)?;
+    if let Some(distributors) = &mut patch.distribute {
+        vhd_target::accept(&state, distributors)?;
+    }
     let id = path.text();
     let operation = state
         .store

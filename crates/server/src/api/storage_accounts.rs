@@ -10,7 +10,7 @@ use axum::http::{Method, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::Timestamp;
-use model::storage_account::{KeyName, SealedKey, StorageAccount, StorageAccountName};
+use model::storage_account::{KeyName, SealedKey, StorageAccount, StorageAccountName, StorageAccountSpec};
 use serde_json::Value;
 use store::{Document, Filter, StoreError, Tx};
 
@@ -85,7 +85,7 @@ async fn write(
         .map_err(|violation| ArmError::new(400, "AccountNameInvalid", violation.message))?;
     let id = id_of(path)?;
     // Before the transaction, whose body may run twice.
-    let keys = [new_key(state, &name, KeyName::Key1)?, new_key(state, &name, KeyName::Key2)?];
+    let keys = new_keys(state, &name)?;
     let document = state
         .store
         .write(|tx| {
@@ -105,7 +105,7 @@ async fn write(
                     if let Some(message) = taken(tx, &name).await? {
                         return Err(ApiError::new(409, "StorageAccountAlreadyTaken", message));
                     }
-                    let id = format!("{}/providers/{STORAGE_ACCOUNTS}/{name}", group.id);
+                    let id = id_in(&group.id, &name);
                     let location = parsed.data.location.to_string();
                     let account =
                         StorageAccount::create(name.clone(), parsed.data, keys.clone(), tx.now().await?);
@@ -137,6 +137,44 @@ fn new_key(state: &AppState, account: &StorageAccountName, name: KeyName) -> Res
     let key = rand::random::<[u8; KEY_BYTES]>();
     let sealed = state.sealer.seal(&purpose(account, name), &key)?;
     Ok(SealedKey { sealed, created_at: state.now() })
+}
+
+/// Both keys of a new account.
+///
+/// # Errors
+/// [`SealError::Seal`].
+pub(crate) fn new_keys(state: &AppState, name: &StorageAccountName) -> Result<[SealedKey; 2], SealError> {
+    Ok([new_key(state, name, KeyName::Key1)?, new_key(state, name, KeyName::Key2)?])
+}
+
+/// The id of an account in a group, which is named by its own id.
+pub(crate) fn id_in(group: &str, name: &StorageAccountName) -> String {
+    format!("{group}/providers/{STORAGE_ACCOUNTS}/{name}")
+}
+
+/// Makes an account that the service itself needs, unless it is there. Returns the account's key in the database.
+///
+/// # Errors
+/// 409 when an account elsewhere has the name.
+pub(crate) async fn ensure(
+    tx: &mut Tx<'_>,
+    group: &str,
+    name: &StorageAccountName,
+    spec: StorageAccountSpec,
+    keys: [SealedKey; 2],
+) -> Result<String, ApiError> {
+    let id = id_in(group, name);
+    if let Some(found) = tx.get::<Value>(&id).await? {
+        return Ok(found.key);
+    }
+    if let Some(message) = taken(tx, name).await? {
+        return Err(ApiError::new(409, "StorageAccountAlreadyTaken", message));
+    }
+    let location = spec.location.to_string();
+    let account = StorageAccount::create(name.clone(), spec, keys, tx.now().await?);
+    let mut new = Document::new(&id, &location, column_state(&account.provisioning), account)?;
+    tx.insert(&mut new).await?;
+    Ok(new.key)
 }
 
 /// What an account's key is sealed for.
@@ -228,7 +266,7 @@ async fn delete(
 ///
 /// # Errors
 /// [`StoreError::Referenced`] while another resource needs it.
-pub(super) async fn begin_delete(tx: &mut Tx<'_>, document: &Document<Value>) -> Result<(), StoreError> {
+pub(crate) async fn begin_delete(tx: &mut Tx<'_>, document: &Document<Value>) -> Result<(), StoreError> {
     tx.delete_containers(&document.key, None, &document.location, objects::GRACE).await?;
     tx.delete(&document.key).await
 }

@@ -250,8 +250,34 @@ impl New {
         parts: &Parts<'_>,
     ) -> Result<Row, BlobError> {
         let found = self.check(tx, call, key).await?;
+        self.take_place(tx, call.region.as_str(), key, found, object, parts).await
+    }
+
+    /// A page blob that the service itself has written.
+    pub(super) fn of_pages(bytes: u64, now: DateTime<Utc>) -> Self {
+        Self {
+            kind: BlobKind::Page,
+            bytes,
+            kept: Kept::Pages,
+            content: ContentHeaders::default(),
+            metadata: Metadata::default(),
+            sequence_number: 0,
+            must_be_new: false,
+            now,
+        }
+    }
+
+    /// Puts the row in the place of `found`, the one that is there.
+    pub(super) async fn take_place(
+        &self,
+        tx: &mut Tx<'_>,
+        region: &str,
+        key: &BlobKey,
+        found: Option<Row>,
+        object: &str,
+        parts: &Parts<'_>,
+    ) -> Result<Row, BlobError> {
         take(tx, object).await?;
-        let region = call.region.as_str();
         let mut dropped: Vec<String> = Vec::new();
         let mut had = Vec::new();
         if let Some(found) = &found {

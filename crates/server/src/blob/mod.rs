@@ -13,6 +13,7 @@
 //!   objects.rs       the files with their bytes
 //!   local.rs         blobs as sources for our own work
 //!   own.rs           reads of our own blobs by their URLs
+//!   own_pages.rs     page blobs that the service itself writes
 //! ```
 //!
 //! Bytes first, row after: an upload becomes a complete, durable file, and one transaction puts it in the place of what
@@ -32,6 +33,7 @@ mod list;
 pub(crate) mod local;
 pub(crate) mod objects;
 pub(crate) mod own;
+pub(crate) mod own_pages;
 pub mod page;
 mod query;
 mod range;

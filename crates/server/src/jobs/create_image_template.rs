@@ -8,6 +8,7 @@
 
 mod references;
 mod staging;
+pub(crate) mod staging_account;
 
 use futures::future::BoxFuture;
 use model::image_template::{ImageTemplate, ProvisioningError, ProvisioningErrorCode, ResolvedTemplate};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use store::{Document, Job, OperationEnd, StoreError, Tx};
 
 use super::context::{JobContext, JobFailure};
-use super::create_image_template::group_name;
+use super::create_image_template::{group_name, staging_account};
 use crate::api::image_templates::save;
 use crate::api::{run_outputs, runs};
 
@@ -77,6 +77,7 @@ async fn remove(
 
 /// Deletes the staging group, or takes the service's tags off one that was there before.
 async fn release(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, group: &str) -> Result<(), StoreError> {
+    staging_account::remove(tx, group).await?;
     let Some(mut group) = tx.get::<ResourceGroup>(group).await? else { return Ok(()) };
     let owned =
         group.data.spec.managed_by.as_deref().is_some_and(|owner| owner.eq_ignore_ascii_case(&document.id));

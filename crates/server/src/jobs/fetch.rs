@@ -2,6 +2,8 @@
 //! asked at every connection and redirect, without a proxy, and with bounds on size, time and redirects. Blobs of this
 //! service itself are read without the network, and need a SAS as everywhere.
 
+use std::io::SeekFrom;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use model::image_template::Sha256;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use sha2::Digest;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 use vmhost::{AllowEntry, NetPolicy, Outbound, host_addresses, resolve_allowed};
 
 use crate::http::error::chain;
@@ -162,6 +164,8 @@ async fn once(
     }
     let mut file = tokio::fs::File::create(path).await?;
     let (mut hash, mut bytes) = (sha2::Sha256::new(), 0u64);
+    // Zeros become holes: a fixed VHD is mostly zeros.
+    let mut written = 0u64;
     let mut body = answer.body;
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(Attempt::Passing)?;
@@ -170,8 +174,16 @@ async fn once(
             return Err(too_large());
         }
         hash.update(&chunk);
-        file.write_all(&chunk).await?;
+        if chunk.iter().any(|byte| *byte != 0) {
+            file.seek(SeekFrom::Start(bytes - chunk.len() as u64)).await?;
+            file.write_all(&chunk).await?;
+            written = bytes;
+        }
         progress(bytes, total);
+    }
+    if written < bytes {
+        file.flush().await?;
+        file.set_len(bytes).await?;
     }
     file.sync_all().await?;
     Ok(Fetched { bytes, sha256: Sha256::new(hash.finalize().into()) })
@@ -179,7 +191,7 @@ async fn once(
 
 /// Sends GET, and follows redirects itself: each goes to a host that the policy must allow.
 async fn request(source: Source<'_>, url: &str) -> Result<Answer, Attempt> {
-    let policy = policy(source.outbound)?;
+    let policy = policy(source.outbound).map_err(Attempt::Refused)?;
     let own = host_addresses()?;
     let mut url = Url::parse(url).map_err(|error| Attempt::Refused(format!("it is no URL: {error}")))?;
     for _ in 0..=REDIRECTS_MAX {
@@ -265,30 +277,53 @@ impl Answer {
     }
 }
 
-async fn hop(policy: &NetPolicy, own: &[std::net::IpAddr], url: &Url) -> Result<Response, Attempt> {
-    let refused = |reason: String| Attempt::Refused(reason);
+async fn hop(policy: &NetPolicy, own: &[IpAddr], url: &Url) -> Result<Response, Attempt> {
+    let client = client(policy, own, url, READ_TIMEOUT).await.map_err(Attempt::Refused)?;
+    client.get(url.clone()).send().await.map_err(|error| Attempt::Passing(chain(&error.without_url())))
+}
+
+/// A client for the host of `url` alone: connects to the addresses that the network policy allows now, uses no proxy,
+/// follows no redirect, and gives up after `read_timeout` of silence.
+///
+/// # Errors
+/// Why the address may not be used, without secrets.
+pub(crate) async fn allowed_client(
+    outbound: &Outbound,
+    url: &Url,
+    read_timeout: Duration,
+) -> Result<Client, String> {
+    let policy = policy(outbound)?;
+    let own = host_addresses().map_err(|error| chain(&error))?;
+    client(&policy, &own, url, read_timeout).await
+}
+
+async fn client(
+    policy: &NetPolicy,
+    own: &[IpAddr],
+    url: &Url,
+    read_timeout: Duration,
+) -> Result<Client, String> {
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(refused(format!("'{}' is not http or https", url.scheme())));
+        return Err(format!("'{}' is not http or https", url.scheme()));
     }
-    let host = url.host_str().ok_or_else(|| refused("it has no host".to_owned()))?;
-    let port = url.port_or_known_default().ok_or_else(|| refused("it has no port".to_owned()))?;
-    let allowed = resolve_allowed(policy, own, host, port).await.map_err(|error| refused(chain(&error)))?;
-    let client = Client::builder()
+    let host = url.host_str().ok_or_else(|| "it has no host".to_owned())?;
+    let port = url.port_or_known_default().ok_or_else(|| "it has no port".to_owned())?;
+    let allowed = resolve_allowed(policy, own, host, port).await.map_err(|error| chain(&error))?;
+    Client::builder()
         .no_proxy()
         .redirect(redirect::Policy::none())
         .resolve_to_addrs(host, &allowed)
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
+        .read_timeout(read_timeout)
         .build()
-        .map_err(|error| refused(chain(&error)))?;
-    client.get(url.clone()).send().await.map_err(|error| Attempt::Passing(chain(&error.without_url())))
+        .map_err(|error| chain(&error))
 }
 
-fn policy(outbound: &Outbound) -> Result<NetPolicy, Attempt> {
+fn policy(outbound: &Outbound) -> Result<NetPolicy, String> {
     let entries = outbound.allow.iter().map(|entry| entry.parse::<AllowEntry>());
-    let allow = entries.collect::<Result<_, _>>().map_err(|error| {
-        Attempt::Refused(format!("the configuration key 'network.allow' is wrong: {error}"))
-    })?;
+    let allow = entries
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("the configuration key 'network.allow' is wrong: {error}"))?;
     Ok(NetPolicy { allow, deny_all_outbound: false })
 }
 

@@ -19,6 +19,8 @@ pub(crate) mod look_after_store;
 pub(crate) mod make_platform_image;
 pub(crate) mod replicate_image_version;
 pub(crate) mod run_image_template;
+pub(crate) mod vhd_target;
+pub(crate) mod write_vhd;
 
 use std::sync::Arc;
 

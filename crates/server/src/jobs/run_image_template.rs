@@ -1,7 +1,7 @@
 //! Builds, validates and distributes an image. The run's id is its operation's.
 //!
 //! ```text
-//!   source (platform image made on first use) ─▶ build::run ─▶ publish versions, wait ─▶ outputs, report
+//!   source (platform image made on first use) ─▶ build::run ─▶ publish versions, write VHDs ─▶ outputs, report
 //!        Building                 Building, Customizing, Validating     Distributing         Succeeded
 //! ```
 //!
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use store::{Document, Job, OperationEnd, StoreError, Tx};
 use tokio_util::sync::CancellationToken;
 
-use self::distribute::Distributed;
+use self::distribute::{Distributed, Published};
 use self::journal::Journal;
 use super::context::{FailureKind, JobContext, JobFailure};
 use super::create_image_template::group_name;
@@ -157,7 +157,7 @@ impl Run {
             .boxed()
             .await;
         journal.flush().await;
-        if let Some(failure) = failure.filter(|_| distributed.iter().any(|one| one.version.is_err())) {
+        if let Some(failure) = failure.filter(|_| distributed.iter().any(|one| one.published.is_err())) {
             return Err(failure);
         }
         self.finish(&built, &distributed).boxed().await.map_err(give_up)
@@ -205,7 +205,7 @@ impl Run {
     /// The end of a run whose build succeeded: outputs, last run, report, operation and job in one transaction.
     async fn finish(&self, built: &Built, distributed: &[Distributed]) -> Result<(), StoreError> {
         let failures: Vec<&str> =
-            distributed.iter().filter_map(|one| one.version.as_ref().err().map(String::as_str)).collect();
+            distributed.iter().filter_map(|one| one.published.as_ref().err().map(String::as_str)).collect();
         let invalid = built.output.validation_failure.as_deref();
         let outcome = match (invalid, failures.len()) {
             (None, 0) => RunOutcome::Succeeded,
@@ -243,7 +243,10 @@ impl Run {
         } = &built.output;
         let versions: Vec<Value> = distributed
             .iter()
-            .filter_map(|one| one.version.as_ref().ok())
+            .filter_map(|one| match &one.published {
+                Ok(Published::Version(version)) => Some(version),
+                _ => None,
+            })
             .map(|version| {
                 let regions: Vec<Value> = version
                     .regions
@@ -251,6 +254,15 @@ impl Run {
                     .map(|(region, bytes)| json!({ "region": region, "bytesMoved": bytes }))
                     .collect();
                 json!({ "id": version.id, "regions": regions })
+            })
+            .collect();
+        let vhds: Vec<Value> = distributed
+            .iter()
+            .filter_map(|one| match &one.published {
+                Ok(Published::Vhd(vhd)) => {
+                    Some(json!({ "uri": vhd.uri, "bytes": vhd.bytes, "writtenBytes": vhd.sent_bytes }))
+                }
+                _ => None,
             })
             .collect();
         json!({
@@ -270,6 +282,7 @@ impl Run {
                 "seconds": commit.seconds,
             },
             "versions": versions,
+            "vhds": vhds,
         })
     }
 
@@ -298,14 +311,17 @@ async fn put_output(
     template: &Document<ImageTemplate>,
     one: &Distributed,
 ) -> Result<(), StoreError> {
-    let Ok(version) = &one.version else { return Ok(()) };
-    // The id was written by this service: it is a reference.
-    let Ok(reference) = ResourceRef::parse(&version.id, "artifactId") else { return Ok(()) };
-    let output = RunOutput {
-        name: one.run_output.clone(),
-        artifact: Artifact::Resource(reference),
-        provisioning: ProvisioningState::Succeeded,
+    let artifact = match &one.published {
+        Ok(Published::Version(version)) => match ResourceRef::parse(&version.id, "artifactId") {
+            Ok(reference) => Artifact::Resource(reference),
+            // The id was written by this service: it is a reference.
+            Err(_) => return Ok(()),
+        },
+        Ok(Published::Vhd(vhd)) => Artifact::Uri(vhd.uri.clone()),
+        Err(_) => return Ok(()),
     };
+    let output =
+        RunOutput { name: one.run_output.clone(), artifact, provisioning: ProvisioningState::Succeeded };
     run_outputs::put(tx, &template.id, &template.location, output).await
 }
 

@@ -3,14 +3,12 @@
 mod clients;
 mod refused;
 
-use aws_lc_rs::hmac;
 use axum::http::StatusCode;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use reqwest::Response;
 use serde_json::{Value, json};
 use server::RegionConfig;
 
+use crate::azurite::service_sas;
 use crate::support::{Bed, SUBSCRIPTION, config, read};
 
 const API: &str = "api-version=2025-08-01";
@@ -258,14 +256,4 @@ pub(crate) async fn script(bed: &Bed, location: &str, bytes: &str) -> (String, S
     let key = keys["keys"][0]["value"].as_str().expect("a key");
     let sas = service_sas(key, "/blob/scripts1/con/dir/a.sh", "b", "r");
     (format!("{url}/con/dir/a.sh"), sas)
-}
-
-/// A service SAS for a day from now, version 2021-12-02.
-fn service_sas(key: &str, resource: &str, kind: &str, permissions: &str) -> String {
-    let expiry = (chrono::Utc::now() + chrono::Duration::days(1)).format("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let text = format!("{permissions}\n\n{expiry}\n{resource}\n\n\n\n2021-12-02\n{kind}\n\n\n\n\n\n\n");
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key).expect("base64"));
-    let signature = STANDARD.encode(hmac::sign(&key, text.as_bytes()));
-    let signature = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-    format!("sv=2021-12-02&sr={kind}&sp={permissions}&se={expiry}&sig={signature}")
 }

@@ -1,5 +1,6 @@
 //! Managed disks and snapshots: their lives over HTTPS with the unmodified Python client, and what is refused.
 
+mod azurite_source;
 mod clients;
 mod lifecycle;
 mod refusals;

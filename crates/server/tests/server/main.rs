@@ -2,6 +2,7 @@
 
 mod arm;
 mod auth;
+mod azurite;
 mod blobs;
 mod disks;
 mod galleries;

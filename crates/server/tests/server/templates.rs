@@ -1,6 +1,7 @@
 //! Image templates: their life, what is refused at once, what fails while it is created, and runs that need no VM.
 
 mod runs;
+mod vhds;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -33,6 +34,10 @@ struct Lab {
 
 impl Lab {
     async fn start(program: Option<&str>) -> Lab {
+        Lab::start_with(program, |_| {}).await
+    }
+
+    async fn start_with(program: Option<&str>, change: impl FnOnce(&mut server::Config)) -> Lab {
         let app = Router::new().route("/a.sh", get(|| async { SCRIPT }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -40,6 +45,7 @@ impl Lab {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut config = config(folder.path());
         config.network.allow = vec![address.to_string()];
+        change(&mut config);
         if let Some(script) = program {
             config.program = folder.path().join("vmhost.sh");
             std::fs::write(&config.program, script).expect("a script");
@@ -381,9 +387,9 @@ async fn what_needs_other_resources_fails_while_it_is_created() {
         ),
         (
             "/properties/distribute/0",
-            json!({"type": "VHD", "runOutputName": "vhd"}),
+            json!({"type": "VHD", "runOutputName": "vhd", "uri": "http://10.1.2.3/a/c/b.vhd?sv=1&sp=w&sig=x"}),
             "BadDistributeType",
-            "SharedImage",
+            "10.1.2.3",
         ),
     ];
     for (n, (pointer, value, code, text)) in cases.into_iter().enumerate() {

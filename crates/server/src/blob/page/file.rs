@@ -106,6 +106,15 @@ impl PageFile {
         self.change("write pages", move |file| file.write_all_at(&bytes, at)).await
     }
 
+    /// Writes pages that become durable with [`PageFile::seal`]: for a blob that nobody sees before that.
+    ///
+    /// # Errors
+    /// The file system's own.
+    pub(in crate::blob) async fn fill(&self, at: u64, bytes: Bytes) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        blocking(move || file.write_all_at(&bytes, at)).await
+    }
+
     pub(super) async fn clear(&self, range: Range<u64>) -> Result<(), BlobError> {
         self.change("clear pages", move |file| {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -10,10 +10,10 @@ use model::image_template::{
 };
 use model::{ImageVersionRef, Region, VersionSelector};
 
-use super::{Stop, refuse};
+use super::{Stop, refuse, staging_account};
 use crate::api::image_versions::{check_template_region, resolve_gallery_image};
 use crate::jobs::context::JobContext;
-use crate::jobs::make_platform_image;
+use crate::jobs::{make_platform_image, vhd_target};
 
 /// What is known of a source before the build.
 pub(super) struct Source {
@@ -134,10 +134,16 @@ async fn check_distributor(
 ) -> Result<(), Stop> {
     let (target, placement) = match &distributor.kind {
         DistributorKind::SharedImage { target, placement, .. } => (target, placement),
-        DistributorKind::ManagedImage { .. } | DistributorKind::Vhd { .. } => {
+        DistributorKind::Vhd { uri, sealed_query } => {
+            return check_vhd(context, index, uri.as_deref(), sealed_query.as_deref()).await;
+        }
+        DistributorKind::ManagedImage { .. } => {
             return Err(refuse(
                 ProvisioningErrorCode::BadDistributeType,
-                format!("properties.distribute[{index}]: this server distributes to SharedImage only."),
+                format!(
+                    "properties.distribute[{index}]: this server has no managed images. Use SharedImage, or VHD, in place of \
+                     ManagedImage."
+                ),
             ));
         }
     };
@@ -181,6 +187,38 @@ async fn check_distributor(
     fits(&definition.data, source)
         .map_err(|message| bad(format!("The image definition '{id}' {message}")))?;
     check_regions(context, placement, home).map_err(bad)
+}
+
+/// A VHD's address, as far as it changes with time; without one, the staging account is made.
+async fn check_vhd(
+    context: &JobContext,
+    index: usize,
+    uri: Option<&str>,
+    sealed_query: Option<&str>,
+) -> Result<(), Stop> {
+    let state = &context.state;
+    let bad = |message: String| refuse(ProvisioningErrorCode::BadDistributeType, message);
+    let Some(uri) = uri else {
+        let template = &context.payload::<super::Payload>().map_err(Stop::Job)?.template;
+        let made = staging_account::ensure(state, template).await;
+        return made.map(|_| ()).map_err(|error| match error.status().is_server_error() {
+            true => Stop::Job(error.into()),
+            false => {
+                let message = error.error_object()["message"].as_str().unwrap_or_default().to_owned();
+                refuse(ProvisioningErrorCode::BadStagingResourceGroup, message)
+            }
+        });
+    };
+    let target = vhd_target::open(state, uri, sealed_query);
+    let checked = match &target {
+        Ok(target) => vhd_target::check(state, target).await,
+        Err(reason) => Err(reason.clone()),
+    };
+    checked.map_err(|reason| {
+        bad(format!(
+            "properties.distribute[{index}].uri: The VHD can not be distributed to '{uri}': {reason}"
+        ))
+    })
 }
 
 fn explicit_version(target: &ImageTarget) -> Option<String> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use arm::ResourceId;
 use model::image_template::{ImageTemplate, ImageTemplateSpec, ProvisioningErrorCode, Sha256};
 use model::resource_group::{ResourceGroup, ResourceGroupSpec};
-use model::{ResourceGroupName, Tags};
+use model::{ResourceGroupName, Tags, Violation};
 use serde_json::Value;
 use store::{Document, Filter, Tx};
 use uuid::Uuid;
@@ -133,7 +133,7 @@ async fn supplied(tx: &mut Tx<'_>, document: &Document<ImageTemplate>, id: &str)
             member.id
         )));
     }
-    group.data.spec.tags = tags(document, Some(&group.data.spec.tags), true)?;
+    group.data.spec.tags = group_tags(document, Some(&group.data.spec.tags), true)?;
     tx.update(&mut group).await?;
     Ok(group.id)
 }
@@ -149,7 +149,7 @@ async fn make(
         .map_err(|violation| bad(violation.message))?;
     let spec = ResourceGroupSpec {
         location: document.data.spec.location.clone(),
-        tags: tags(document, None, supplied)?,
+        tags: group_tags(document, None, supplied)?,
         managed_by: Some(document.id.clone()),
     };
     let group = ResourceGroup::create(name, spec);
@@ -159,7 +159,11 @@ async fn make(
 }
 
 /// Azure's tags (RULES.md 2A, staging resource group), over the group's own and the template's for such things.
-fn tags(document: &Document<ImageTemplate>, own: Option<&Tags>, supplied: bool) -> Result<Tags, Stop> {
+pub(super) fn tags(
+    document: &Document<ImageTemplate>,
+    own: Option<&Tags>,
+    supplied: bool,
+) -> Result<Tags, Violation> {
     let managed = document.data.spec.managed_resource_tags.as_ref();
     let before = own.into_iter().chain(managed).flat_map(Tags::iter);
     let mut all: BTreeMap<String, String> =
@@ -177,7 +181,11 @@ fn tags(document: &Document<ImageTemplate>, own: Option<&Tags>, supplied: bool) 
         // A tag's value has at most 256 characters; ids can be longer.
         all.insert(name.to_owned(), value.chars().take(model::tags::TAG_VALUE_CHARS_MAX).collect());
     }
-    Tags::new(all).map_err(|violation| bad(violation.message))
+    Tags::new(all)
+}
+
+fn group_tags(document: &Document<ImageTemplate>, own: Option<&Tags>, supplied: bool) -> Result<Tags, Stop> {
+    tags(document, own, supplied).map_err(|violation| bad(violation.message))
 }
 
 /// Something that must be fetched.

@@ -1,10 +1,13 @@
 //! Publishes a built image to every target, and waits until it is there: a run ends when its versions are ready.
 
+mod vhd;
+
 use std::collections::BTreeSet;
 
 use arm::resource_id::image_definition_id;
 use build::Stream;
 use content::{ManifestId, Store};
+use futures::FutureExt;
 use model::content::DiskContent;
 use model::image_template::{Distributor, DistributorKind};
 use model::image_version::VersionContent;
@@ -13,6 +16,7 @@ use model::placement::CopyPlan;
 use model::{ManifestRef, ResourceRef, RunOutputName, VersionName};
 use store::{StoreError, Tx};
 
+pub(super) use self::vhd::PublishedVhd;
 use super::journal::Journal;
 use super::{Built, Run};
 use crate::api::image_versions::{NewVersion, existing_versions, publish_from_run, wait_ready};
@@ -22,10 +26,26 @@ use crate::http::error::{ApiError, chain};
 /// What became of one distributor.
 pub(super) struct Distributed {
     pub(super) run_output: RunOutputName,
-    /// The version, or why there is none that is ready.
-    pub(super) version: Result<PublishedVersion, String>,
+    /// What is there, or why it is not ready.
+    pub(super) published: Result<Published, String>,
     /// The version was published, and its replication goes on although the run does not wait for it any more.
     in_flight: bool,
+}
+
+/// What a distributor made.
+pub(super) enum Published {
+    /// A version.
+    Version(PublishedVersion),
+    /// A VHD.
+    Vhd(PublishedVhd),
+}
+
+/// What is under way for a distributor.
+enum Begun {
+    /// The version with this id is being replicated.
+    Version(String),
+    /// A VHD, written once every version is on its way.
+    Vhd,
 }
 
 /// A version that is in all its regions.
@@ -35,38 +55,50 @@ pub(super) struct PublishedVersion {
     pub(super) regions: Vec<(String, u64)>,
 }
 
-/// Publishes to all targets, then waits for all: their replications go on beside each other.
+/// Publishes to all targets, then waits for all: replications go on beside each other and beside the writing of VHDs.
 pub(super) async fn distribute(run: &Run, built: &Built, journal: &mut Journal) -> Vec<Distributed> {
     let mut begun = Vec::new();
     for distributor in &run.spec().distribute {
         let published = if run.stop.is_cancelled() {
             Err("The run was stopped before this target was published.".to_owned())
+        } else if let DistributorKind::Vhd { .. } = distributor.kind {
+            Ok(Begun::Vhd)
         } else {
-            publish(run, built, distributor).await
+            publish(run, built, distributor).await.map(Begun::Version)
         };
         let line = match &published {
-            Ok(id) => format!("publishing {id}"),
+            Ok(Begun::Version(id)) => format!("publishing {id}"),
+            Ok(Begun::Vhd) => format!("publishing '{}' as a VHD", distributor.run_output_name),
             Err(error) => format!("'{}' could not be published: {error}", distributor.run_output_name),
         };
         journal.line(Stream::Customization, &line);
-        begun.push((distributor.run_output_name.clone(), published));
+        begun.push((distributor, published));
     }
     journal.flush().await;
     let mut distributed = Vec::new();
-    for (run_output, published) in begun {
-        let began = published.is_ok();
-        let version = match published {
-            Ok(id) => wait(run, built, id).await,
+    for (distributor, begun) in begun {
+        let run_output = distributor.run_output_name.clone();
+        let replicating = matches!(begun, Ok(Begun::Version(_)));
+        let published = match begun {
+            Ok(Begun::Version(id)) => wait(run, built, id).await.map(Published::Version),
+            Ok(Begun::Vhd) => {
+                vhd::publish(run, built, distributor, journal).boxed().await.map(Published::Vhd)
+            }
             Err(error) => Err(error),
         };
         let gave_up = run.stop.is_cancelled() || tokio::time::Instant::now() >= built.deadline;
-        let in_flight = began && version.is_err() && gave_up;
-        let line = match &version {
-            Ok(version) => format!("{} is ready in {} regions", version.id, version.regions.len()),
+        let in_flight = replicating && published.is_err() && gave_up;
+        let line = match &published {
+            Ok(Published::Version(version)) => {
+                format!("{} is ready in {} regions", version.id, version.regions.len())
+            }
+            Ok(Published::Vhd(vhd)) => {
+                format!("{} is ready: {} bytes, of which {} were written", vhd.uri, vhd.bytes, vhd.sent_bytes)
+            }
             Err(error) => format!("'{run_output}' was not distributed: {error}"),
         };
         journal.line(Stream::Customization, &line);
-        distributed.push(Distributed { run_output, version, in_flight });
+        distributed.push(Distributed { run_output, published, in_flight });
     }
     distributed
 }
@@ -75,7 +107,7 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
     let DistributorKind::SharedImage { target, placement, exclude_from_latest, versioning } =
         &distributor.kind
     else {
-        return Err("this server distributes to SharedImage only".to_owned());
+        return Err("this server distributes to SharedImage and VHD only".to_owned());
     };
     let definition_id = image_definition_id(&target.definition).to_string();
     let manifest = ManifestRef::parse(&built.output.manifest.to_string()).ok_or("the image has no name")?;

@@ -10,7 +10,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{API, Lab, error, read, service_sas};
+use super::{API, Lab, error, read};
+use crate::azurite::service_sas;
 
 /// `Authorization` for a GET with nothing but `x-ms-date` and `x-ms-version` to sign.
 fn shared_key(key: &str, path: &str, query: &str, date: &str) -> String {
