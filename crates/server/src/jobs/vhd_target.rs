@@ -109,7 +109,9 @@ fn parse(state: &AppState, uri: &str) -> Result<VhdTarget, String> {
         if disk_access::is_path(url.path()) {
             return Err("it is the address of a disk. A VHD goes to a blob.".to_owned());
         }
-        return OwnBlob::parse(url.path()).map(VhdTarget::Own).map_err(|reason| format!("{}.", reason.trim_end_matches('.')));
+        return OwnBlob::parse(url.path())
+            .map(VhdTarget::Own)
+            .map_err(|reason| format!("{}.", reason.trim_end_matches('.')));
     }
     check_path(&url)?;
     check_sas(&url, state.now())?;

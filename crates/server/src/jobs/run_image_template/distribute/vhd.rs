@@ -88,3 +88,6 @@ async fn write(
     };
     Ok(PublishedVhd { uri: uri.to_owned(), bytes: written.bytes, sent_bytes: written.sent_bytes })
 }
+
+#[cfg(test)]
+mod tests;
