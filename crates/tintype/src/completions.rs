@@ -9,7 +9,7 @@ use clap_complete::Shell;
 ///
 /// Examples:
 ///   source <(tintype completions bash)
-///   tintype completions zsh > "${fpath[1]}/_tintype"
+///   tintype completions zsh > ~/.zfunc/_tintype
 ///   tintype completions fish > ~/.config/fish/completions/tintype.fish
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
