@@ -266,9 +266,28 @@ impl Store {
             Ok(()) => writer.finish().await.map(drop),
             Err(failed) => Err(*failed.error),
         };
+        // Until the damaged packs are gone, the new ones are a living writer's: no collection takes them for copies.
+        let freed = match written {
+            Ok(()) => self.free_damaged(options, lost, &repaired, checked, marked).await,
+            Err(error) => Err(error),
+        };
         attempt.end().await?;
-        written?;
+        freed.map(|()| repaired)
+    }
 
+    async fn free_damaged(
+        &self,
+        options: &VerifyOptions,
+        lost: &BTreeMap<[u8; 16], String>,
+        repaired: &HashSet<[u8; 16]>,
+        checked: &Checked,
+        marked: &mut Marked,
+    ) -> Result<()> {
+        // While a table is lost, nobody knows what it needs: then nothing is freed.
+        if !marked.unreadable.is_empty() {
+            return Ok(());
+        }
+        marked.refuse_damage();
         let mut victims: HashSet<PackId> = checked.damaged.keys().map(|(pack, _)| *pack).collect();
         // A pack with something that nobody else has stays: its disk may yet give it.
         tally::locate(self, marked, |hash, location| {
@@ -284,8 +303,7 @@ impl Store {
             &mut GcReport::default(),
             &|_, _, _| {},
         )
-        .await?;
-        Ok(repaired)
+        .await
     }
 }
 

@@ -68,6 +68,11 @@ impl Marked {
         Self { collect_damage: true, ..Self::default() }
     }
 
+    /// From now on a table that cannot be read is an error again: something is about to be freed.
+    pub(crate) fn refuse_damage(&mut self) {
+        self.collect_damage = false;
+    }
+
     /// Begins anew: what was needed may no longer be.
     pub(crate) fn forget(&mut self) {
         *self = Self { collect_damage: self.collect_damage, ..Self::default() };

@@ -40,9 +40,7 @@ impl Error {
     /// Whether the disk is full.
     pub(super) fn is_no_space(&self) -> bool {
         let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
-        causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).any(|error| {
-            error.kind() == std::io::ErrorKind::StorageFull
-                || error.get_ref().is_some_and(|inner| inner.to_string().contains("os error 28"))
-        })
+        let mut system = causes.filter_map(|error| error.downcast_ref::<std::io::Error>());
+        system.any(|error| error.kind() == std::io::ErrorKind::StorageFull)
     }
 }

@@ -99,8 +99,10 @@ impl Attempt {
         let record = Arc::new(Mutex::new(record));
         let beating = beat(store.clone(), id, Arc::clone(&record));
         let heartbeat = Some(AbortOnDropHandle::new(tokio::spawn(beating)));
-        let avoid = Arc::new(store.condemned().await?);
-        Ok(Self { store: store.clone(), id, record, avoid, creating: None, heartbeat })
+        let avoid = Arc::default();
+        let mut attempt = Self { store: store.clone(), id, record, avoid, creating: None, heartbeat };
+        attempt.avoid = Arc::new(store.condemned().await?);
+        Ok(attempt)
     }
 
     /// Packs that were condemned when the write began: it writes their blocks again.

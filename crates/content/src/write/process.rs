@@ -1,5 +1,7 @@
 //! Which process a writer is, so that another one on the same host can tell that it is dead without waiting.
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 /// A process of one boot of one host (or container).
@@ -17,14 +19,39 @@ impl Process {
     pub(crate) fn current() -> Option<Self> {
         let pid = std::process::id();
         let (boot_id, pid_namespace) = surroundings()?;
-        Some(Self { boot_id, pid_namespace, pid, started: started(pid)? })
+        match state(pid) {
+            State::Running { started } => Some(Self { boot_id, pid_namespace, pid, started }),
+            State::Ended | State::Unknown => None,
+        }
     }
 
-    /// Whether it is known to be dead: it was of this boot and namespace, and is no longer there.
+    /// Whether it is known to be dead: it was of this boot and namespace, and is no longer there. A process of which this
+    /// user may see nothing is not known to be dead.
     pub(crate) fn is_dead(&self) -> bool {
         let here = surroundings().is_some_and(|(boot, ns)| boot == self.boot_id && ns == self.pid_namespace);
-        here && started(self.pid) != Some(self.started)
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return false };
+        if !here {
+            return false;
+        }
+        if test_kill_process(pid) == Err(Errno::SRCH) {
+            return true;
+        }
+        match state(self.pid) {
+            State::Running { started } => started != self.started,
+            State::Ended => true,
+            State::Unknown => false,
+        }
     }
+}
+
+/// What `/proc/<pid>/stat` says of a process.
+enum State {
+    Running {
+        started: u64,
+    },
+    /// A zombie: what it held is nobody's.
+    Ended,
+    Unknown,
 }
 
 /// Boot id and pid namespace of this process.
@@ -34,15 +61,16 @@ fn surroundings() -> Option<(String, String)> {
     Some((boot_id, namespace))
 }
 
-/// Field 22 of `/proc/<pid>/stat`. The second field is the command in parentheses, which may hold anything.
-fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_command) = stat.rsplit_once(')')?;
-    let mut fields = after_command.split_whitespace();
-    // A zombie ended: what it held is nobody's.
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
+/// Fields 3 and 22 of `/proc/<pid>/stat`. The second field is the command in parentheses, which may hold anything.
+fn state(pid: u32) -> State {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return State::Unknown };
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, after)| after).split_whitespace();
+    match fields.next() {
+        Some("Z" | "X") => State::Ended,
+        _ => match fields.nth(18).and_then(|ticks| ticks.parse().ok()) {
+            Some(started) => State::Running { started },
+            None => State::Unknown,
+        },
     }
 }
 
@@ -55,6 +83,8 @@ mod tests {
         let me = Process::current().expect("/proc is there");
         assert!(!me.is_dead());
         assert!(Process { started: me.started + 1, ..me.clone() }.is_dead());
+        // Far above the largest pid that Linux gives.
+        assert!(Process { pid: 1 << 30, ..me.clone() }.is_dead());
         // Of another boot, nothing is known.
         assert!(!Process { boot_id: "other".to_owned(), started: 1, ..me }.is_dead());
     }

@@ -117,3 +117,39 @@ async fn reads_go_on_while_one_copy_has_them() {
     std::fs::remove_dir_all(place.path("b")).expect("remove");
     assert!(opened().await.is_err());
 }
+
+/// While a page is lost, nobody knows which blocks it needs: not even what a collection condemned before may go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_freed_while_a_table_is_lost() {
+    let place = Place::new();
+    let store = place.store("store").await;
+    let blocks = noise(1, 20 * BLOCK);
+    let first = put(&store, &place.raw("first.raw", &blocks)).await.manifest;
+    let of_first = place.objects("store/packs").remove(0);
+    let more = [blocks.clone(), noise(2, BLOCK)].concat();
+    let second = put(&store, &place.raw("second.raw", &more)).await.manifest;
+    store.remove_ref(&first, "test").await.expect("remove");
+    let of_second = place.objects("store/packs").into_iter().find(|path| *path != of_first).expect("a pack");
+
+    // A collection was killed after it had condemned the first pack; then the second image's page was damaged.
+    let id = of_first.file_name().expect("name").to_string_lossy().into_owned();
+    let id = u128::from_str_radix(&id, 16).expect("an id").to_be_bytes();
+    std::fs::create_dir_all(place.path("store/condemned")).expect("folder");
+    std::fs::write(place.path("store/condemned").join("0".repeat(32)), id).expect("write");
+    let good = std::fs::read(&of_second).expect("read");
+    let mut bad = good.clone();
+    let in_page = good.len() - (16 + 32 + 40 + 40) - 10;
+    bad[in_page] ^= 1;
+    std::fs::write(&of_second, &bad).expect("write");
+
+    let report = verify(&store, &VerifyOptions { repair: true, ..Default::default() }).await;
+    assert_eq!((report.damaged, report.repaired), (1, 0), "{report:?}");
+    store.gc(&content::GcOptions::default(), |_, _, _| {}).await.expect_err("a page is lost");
+    assert!(of_first.exists() && of_second.exists());
+    // The disk gives the page after all.
+    std::fs::write(&of_second, &good).expect("write");
+    assert!(read_all(&open(&store, &second).await).await == more);
+    store.gc(&content::GcOptions::default(), |_, _, _| {}).await.expect("collect");
+    assert!(!of_first.exists());
+    assert!(read_all(&open(&store, &second).await).await == more);
+}
