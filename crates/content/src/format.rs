@@ -6,8 +6,8 @@ mod page;
 mod segment;
 
 pub(crate) use frame::{
-    EncodedFrame, FRAME_HEADER_BYTES, Frame, FrameKind, MAX_FRAME_BLOCKS, PACK_HEADER_BYTES, compress,
-    pack_header, pack_key, verify_blocks,
+    EncodedFrame, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameKind, MAX_FRAME_BLOCKS, PACK_HEADER_BYTES,
+    compress, frame_len, pack_frames_at, pack_header, pack_key, verify_blocks,
 };
 pub(crate) use manifest::{Manifest, PageEntry};
 pub(crate) use page::Page;

@@ -8,7 +8,7 @@
 
 mod mirror;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,9 @@ const WINDOW_ENTRIES: u64 = 85;
 const VISIT_ENTRIES: usize = 4096;
 /// Listings that find a segment gone (merged by another process) before we give up.
 const MAX_LISTINGS: u32 = 10;
-/// Segments that one process opens; each is an open file. Merging keeps a store of 16 million blocks under a hundred.
-const MAX_SEGMENTS: usize = 512;
+/// Segments that one process opens; each is an open file. Merging keeps a store of 16 million blocks under a hundred, and
+/// fills segments at least by half: this many are over 128 TiB of different blocks.
+const MAX_SEGMENTS: usize = 4096;
 
 /// The segments of one store.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Index {
     /// Held while segments are listed and opened, so that an older listing never replaces a newer one.
     refreshing: tokio::sync::Mutex<()>,
     segments: RwLock<Arc<Vec<Arc<Segment>>>>,
+    /// Segments whose bytes are not what was written. They are as if they were not there, until the store is repaired.
+    damaged: RwLock<BTreeSet<String>>,
     /// Packs that were found gone: a garbage collection elsewhere moved what lives in them. Entries may outlive them.
     gone: RwLock<HashSet<PackId>>,
 }
@@ -61,7 +64,13 @@ impl Index {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, refreshing: Default::default(), segments: RwLock::default(), gone: RwLock::default() }
+        Self {
+            source,
+            refreshing: Default::default(),
+            segments: RwLock::default(),
+            damaged: RwLock::default(),
+            gone: RwLock::default(),
+        }
     }
 
     /// Takes note of segments that came or went since.
@@ -70,9 +79,12 @@ impl Index {
         for _ in 0..MAX_LISTINGS {
             let names = match &self.source {
                 Source::Folder(_) => None,
-                Source::Mirror(mirror) => match mirror.sync().await? {
+                Source::Mirror(mirror) => match mirror.sync(&self.damaged()).await? {
                     None => continue,
-                    names => names,
+                    Some(synced) => {
+                        synced.damaged.into_iter().for_each(|(name, reason)| self.set_aside(name, &reason));
+                        Some(synced.names)
+                    }
                 },
             };
             let index = Arc::clone(self);
@@ -94,21 +106,82 @@ impl Index {
         }
     }
 
-    /// Where a block or page is. A damaged entry is treated as absent. Blocks on local files.
-    pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
-        self.find_where(hash, |_| true)
+    /// Reads all segments whole, and returns the names of those that are damaged, which are not used from now on.
+    pub(crate) async fn check(self: &Arc<Self>) -> Result<BTreeSet<String>> {
+        let index = Arc::clone(self);
+        let check = move || {
+            for segment in index.segments().iter() {
+                match segment.visit(|_| {}) {
+                    Err(Error::DamagedObject { reason, .. }) => {
+                        index.set_aside(segment.name.clone(), &reason);
+                        // The store's own may be whole: it is fetched again.
+                        if let Source::Mirror(mirror) = &index.source {
+                            mirror.forget(&segment.name);
+                            index.changing_damaged(|damaged| damaged.remove(&segment.name));
+                        }
+                    }
+                    checked => checked?,
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        tokio::task::spawn_blocking(check).await??;
+        self.refresh().await?;
+        Ok(self.damaged())
     }
 
-    /// Where a block or page is, in a pack that will do.
+    /// Segments that were found to be damaged and are still there.
+    pub(crate) fn damaged(&self) -> BTreeSet<String> {
+        self.damaged.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does without a segment.
+    pub(crate) fn set_aside(&self, name: String, reason: &str) {
+        tracing::warn!(
+            name,
+            reason,
+            "an index segment is damaged and not used; repairing the store makes it anew"
+        );
+        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        *segments = Arc::new(segments.iter().filter(|segment| segment.name != name).cloned().collect());
+        self.changing_damaged(|damaged| damaged.insert(name));
+    }
+
+    fn changing_damaged(&self, change: impl FnOnce(&mut BTreeSet<String>) -> bool) {
+        change(&mut self.damaged.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Where a block or page is. A damaged entry is treated as absent. Blocks on local files.
+    pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
+        self.find_to_read(hash, |_| true)
+    }
+
+    /// Where a block or page is, in a pack that will do and was not found gone.
     pub(crate) fn find_where(
         &self,
         hash: &[u8; 32],
         will_do: impl Fn(&PackId) -> bool,
     ) -> Result<Option<Location>> {
         let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner);
+        self.find_in_any(hash, |pack| !gone.contains(pack) && will_do(pack))
+    }
+
+    /// As [`Self::find_where`], for who only reads: where there is no other, also a pack that was found gone. It may be back,
+    /// with the disk that it is on.
+    pub(crate) fn find_to_read(
+        &self,
+        hash: &[u8; 32],
+        will_do: impl Fn(&PackId) -> bool,
+    ) -> Result<Option<Location>> {
+        match self.find_where(hash, &will_do)? {
+            None => self.find_in_any(hash, will_do),
+            found => Ok(found),
+        }
+    }
+
+    fn find_in_any(&self, hash: &[u8; 32], will_do: impl Fn(&PackId) -> bool) -> Result<Option<Location>> {
         for segment in self.segments().iter() {
             if let Some(location) = segment.find(hash)?
-                && !gone.contains(&location.pack)
                 && will_do(&location.pack)
             {
                 return Ok(Some(location));
@@ -138,7 +211,12 @@ impl Index {
         };
         let known = self.segments();
         let mut segments = Vec::new();
-        for name in names {
+        self.changing_damaged(|damaged| {
+            damaged.retain(|name| names.contains(name));
+            true
+        });
+        let damaged = self.damaged();
+        for name in names.into_iter().filter(|name| !damaged.contains(name)) {
             if let Some(segment) = known.iter().find(|segment| segment.name == name) {
                 segments.push(Arc::clone(segment));
                 continue;
@@ -151,6 +229,7 @@ impl Index {
                     mirror.forget(&name);
                     return Ok(None);
                 }
+                (Err(Error::DamagedObject { reason, .. }), None) => self.set_aside(name, &reason),
                 (Err(error), _) => return Err(error),
             }
         }

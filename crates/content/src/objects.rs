@@ -97,6 +97,9 @@ pub struct StoreOptions {
     pub keys: Option<KeyRing>,
     /// For remote stores; `None`: this process's environment.
     pub credentials: Option<Credentials>,
+    /// For tests of many packs: begins another after so many bytes.
+    #[doc(hidden)]
+    pub pack_bytes: Option<u32>,
 }
 
 impl StoreOptions {

@@ -87,17 +87,22 @@ impl Store {
     }
 
     /// The owners who refer to an image, sorted.
+    /// Leaves out those of damaged references.
     pub async fn refs(&self, manifest: &ManifestId) -> Result<Vec<String>> {
-        let owners: BTreeSet<_> =
-            self.read_refs(Some(manifest)).await?.into_iter().map(|reference| reference.owner).collect();
+        let read = self.read_refs(Some(manifest)).await?;
+        let owners: BTreeSet<_> = read.whole.into_iter().map(|reference| reference.owner).collect();
         Ok(owners.into_iter().collect())
     }
 
-    /// Every visible image, and who refers to it. Reads each reference.
+    /// Every visible image, and who refers to it. Reads each reference; whose one is that is damaged is not known.
     pub async fn images(&self) -> Result<BTreeMap<ManifestId, BTreeSet<String>>> {
         let mut images: BTreeMap<ManifestId, BTreeSet<String>> = BTreeMap::new();
-        for StoredReference { manifest, owner, .. } in self.read_refs(None).await? {
+        let read = self.read_refs(None).await?;
+        for StoredReference { manifest, owner, .. } in read.whole {
             images.entry(manifest).or_default().insert(owner);
+        }
+        for path in read.damaged {
+            images.entry(path.manifest).or_default();
         }
         Ok(images)
     }
@@ -105,11 +110,7 @@ impl Store {
     /// Every reference, in no order; an owner may have several to one image. Reads each, and leaves out those that are
     /// damaged: they keep their images, and nobody can tell whose they are.
     pub async fn references(&self) -> Result<Vec<StoredReference>> {
-        let leave_out = |error: Error| {
-            tracing::warn!(%error, store = %self.location(), "a reference is damaged");
-            Ok(())
-        };
-        self.read_refs_but(None, leave_out).await
+        Ok(self.read_refs(None).await?.whole)
     }
 
     /// Every visible image, by names alone.
@@ -166,40 +167,67 @@ impl Store {
         Ok(paths)
     }
 
-    async fn read_refs(&self, only: Option<&ManifestId>) -> Result<Vec<StoredReference>> {
-        self.read_refs_but(only, Err).await
-    }
-
-    /// Reads references; `damaged` says whether one that cannot be read is left out.
-    async fn read_refs_but(
-        &self,
-        only: Option<&ManifestId>,
-        damaged: impl Fn(Error) -> Result<()>,
-    ) -> Result<Vec<StoredReference>> {
+    /// Reads the references to all images or one. One that is damaged is said in the log.
+    pub(crate) async fn read_refs(&self, only: Option<&ManifestId>) -> Result<References> {
         let folder = only.map_or_else(|| Path::from("refs"), refs_folder);
-        let mut references = Vec::new();
+        let mut read = References::default();
         let mut listing = self.objects().list(Some(&folder));
         while let Some(object) = listing.try_next().await.map_err(Error::objects("list", &folder))? {
             let Some(manifest) = manifest_of(&object.location).filter(|_| object.size > 0) else { continue };
-            // A reference that was removed since the listing is none.
-            let Some(bytes) = read_object(&**self.objects(), &object.location, MAX_JSON_BYTES).await? else {
-                continue;
+            let path = object.location;
+            let content = match read_object(&**self.objects(), &path, MAX_JSON_BYTES).await {
+                // A reference that was removed since the listing is none.
+                Ok(None) => continue,
+                Ok(Some(bytes)) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+                Err(Error::DamagedObject { reason, .. }) => Err(reason),
+                Err(error) => return Err(error),
             };
-            let Reference { owner, created_unix_s } = match serde_json::from_slice(&bytes) {
-                Ok(reference) => reference,
-                Err(error) => {
-                    let object = object.location.to_string();
-                    damaged(Error::DamagedObject { object, reason: error.to_string() })?;
-                    continue;
+            match content {
+                Ok(Reference { owner, created_unix_s }) => {
+                    read.whole.push(StoredReference { manifest, owner, created_unix_s });
                 }
-            };
-            references.push(StoredReference { manifest, owner, created_unix_s });
-            if references.len() > MAX_REFS {
+                Err(reason) => {
+                    tracing::warn!(%path, reason, store = %self.location(), "a reference is damaged");
+                    read.damaged.push(DamagedReference { manifest, path });
+                }
+            }
+            if read.whole.len() + read.damaged.len() > MAX_REFS {
                 let reason = format!("the store has more than {MAX_REFS} references");
                 return Err(Error::Refused { reason });
             }
         }
-        Ok(references)
+        Ok(read)
+    }
+
+    /// Writes a reference again that is damaged, if it is still there.
+    pub(crate) async fn rewrite_ref(&self, path: &Path, owner: &str) -> Result<()> {
+        let reference = Reference { owner: owner.to_owned(), created_unix_s: unix_seconds() };
+        if read_object(&**self.objects(), path, MAX_JSON_BYTES).await.is_ok_and(|bytes| bytes.is_none()) {
+            return Ok(());
+        }
+        self.objects().put(path, to_json(&reference).into()).await.map_err(Error::objects("write", path))?;
+        Ok(())
+    }
+}
+
+/// References as they were read.
+#[derive(Debug, Default)]
+pub(crate) struct References {
+    pub(crate) whole: Vec<StoredReference>,
+    pub(crate) damaged: Vec<DamagedReference>,
+}
+
+/// A reference whose content is not one.
+#[derive(Debug)]
+pub(crate) struct DamagedReference {
+    pub(crate) manifest: ManifestId,
+    pub(crate) path: Path,
+}
+
+impl DamagedReference {
+    /// Whether its name says that it is this owner's.
+    pub(crate) fn is_of(&self, owner: &str) -> bool {
+        self.path.filename().is_some_and(|name| name.starts_with(&OwnerKey::of(owner).0))
     }
 }
 

@@ -2,7 +2,11 @@
 //!
 //! Every frame that something visible needs is read once, pack by pack, past every cache. What turns out to be damaged is
 //! named with every image that needs it. Repairing is freeing the damaged packs as garbage collection does, with the
-//! replicas as further sources: what they have is copied from them, and the damaged bytes go.
+//! replicas as further sources: what they have is copied from them, and the damaged bytes go. The index is made anew from the
+//! packs (`reindex.rs`), and references from what others say of their owners (`references.rs`).
+
+mod references;
+mod reindex;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Instant;
@@ -51,10 +55,25 @@ pub struct StoreVerifyReport {
     pub damaged: u64,
     /// How much of that was repaired.
     pub repaired: u64,
-    /// The first thousand of them.
+    /// Index segments that are damaged. Repairing makes what was in them anew.
+    pub damaged_segments: u64,
+    /// Packs that no undamaged segment named, and that were read to name them again.
+    pub reindexed_packs: u64,
+    /// References that cannot be read. They keep their images; whose they are is not known.
+    pub damaged_references: u64,
+    /// How many of them were repaired.
+    pub repaired_references: u64,
+    /// The first thousand of what is needed and damaged.
     pub damages: Vec<Damage>,
     /// Wall time.
     pub seconds: f64,
+}
+
+impl StoreVerifyReport {
+    /// What is damaged of which there is, or can be made, an undamaged copy in the store itself.
+    pub fn copies_damaged(&self) -> u64 {
+        self.damaged_frames + self.damaged_segments + self.damaged_references
+    }
 }
 
 /// Something that is needed and damaged.
@@ -97,12 +116,21 @@ impl Store {
         for store in &sources {
             store.refresh().await?;
         }
+        let mut report = StoreVerifyReport {
+            damaged_segments: self.index().check().await?.len() as u64,
+            ..Default::default()
+        };
+        if options.repair {
+            report.reindexed_packs = self.rebuild_index().await?;
+        }
+        let (damaged, repaired) = self.check_references(options).await?;
+        (report.damaged_references, report.repaired_references) = (damaged, repaired);
         let roots = self.roots().await?;
         let mut marked = Marked::collecting_damage();
         mark(&sources, &roots, &mut marked, &|_, _, _| {}).await?;
         self.refresh().await?;
 
-        let mut report = StoreVerifyReport { images: roots.visible.len() as u64, ..Default::default() };
+        report.images = roots.visible.len() as u64;
         report.needed = marked.len() as u64;
         let frames = tally::live_frames(self, &marked).await?;
         let checked = self.read_frames(&marked, frames, &mut report, &progress).await?;

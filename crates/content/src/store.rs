@@ -10,7 +10,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::format::{BLOCK_BYTES, Frame, Location, Manifest, Page};
+use crate::format::{BLOCK_BYTES, Frame, Location, MAX_PACK_BYTES, Manifest, Page};
 use crate::id::{BlockHash, ManifestId, PackId, PageId};
 use crate::index::{Index, Mirror};
 use crate::objects::{READ_ATTEMPTS, check_create_if_absent, connect, create, may_pass};
@@ -39,6 +39,7 @@ struct Inner {
     /// Of an encrypted store.
     keys: Option<Arc<KeyRing>>,
     writable: bool,
+    pack_bytes: u32,
 }
 
 /// `store.json`.
@@ -168,7 +169,9 @@ impl Store {
         });
         index.refresh().await?;
         let writable = owner.is_some();
-        let inner = Inner { objects, location: location.clone(), description, index, keys, writable };
+        let pack_bytes = options.pack_bytes.unwrap_or(MAX_PACK_BYTES);
+        let inner =
+            Inner { objects, location: location.clone(), description, index, keys, writable, pack_bytes };
         let store = Self { inner: Arc::new(inner) };
         if writable {
             store.keep_reserve();
@@ -266,6 +269,11 @@ impl Store {
         self.inner.keys.as_ref()
     }
 
+    /// Bytes of a pack at which another one is begun.
+    pub(crate) fn pack_bytes(&self) -> u32 {
+        self.inner.pack_bytes
+    }
+
     pub(crate) fn check_writable(&self) -> Result<()> {
         match self.inner.writable {
             true => Ok(()),
@@ -316,7 +324,7 @@ impl Store {
         let mut refreshed = false;
         loop {
             let (store, skip) = (self.clone(), tried.clone());
-            let find = move || store.index().find_where(&hash, |pack| !skip.contains(pack));
+            let find = move || store.index().find_to_read(&hash, |pack| !skip.contains(pack));
             let Some(location) = tokio::task::spawn_blocking(find).await?? else {
                 if refreshed {
                     return Err(first.unwrap_or(Error::NotIndexed { hash: BlockHash::from_bytes(hash) }));

@@ -12,7 +12,7 @@ pub(crate) const PACK_HEADER_BYTES: u32 = 32;
 /// The flag of a pack whose frames are sealed (`seal.rs`).
 const PACK_SEALED: u32 = 1;
 
-const FRAME_MAGIC: &[u8; 4] = b"TTFR";
+pub(crate) const FRAME_MAGIC: &[u8; 4] = b"TTFR";
 pub(crate) const FRAME_HEADER_BYTES: usize = 16;
 /// The most blocks of one frame: 16 compress nearly as well as any more would, and a random read costs at most 1 MiB.
 pub(crate) const MAX_FRAME_BLOCKS: usize = 16;
@@ -120,6 +120,20 @@ pub(crate) fn pack_key(header: &[u8]) -> Option<KeyId> {
     let (header, key) = header.split_at_checked(PACK_HEADER_BYTES as usize)?;
     let sealed = header.starts_with(PACK_MAGIC) && le32(header, 12) & PACK_SEALED != 0;
     key.first_chunk::<16>().filter(|_| sealed).map(|key| KeyId::from_bytes(*key))
+}
+
+/// Where the first frame of a pack is, from the pack's bytes.
+pub(crate) fn pack_frames_at(pack: &[u8]) -> usize {
+    // A key's id in the header is none of a frame: where the header is damaged, frames are looked for behind it.
+    PACK_HEADER_BYTES as usize + if pack_key(pack).is_some() { 16 } else { 0 }
+}
+
+/// How long the frame is that these bytes begin with, if they are a frame's; sealed or not.
+pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
+    let header =
+        bytes.first_chunk::<FRAME_HEADER_BYTES>().filter(|header| header.starts_with(FRAME_MAGIC))?;
+    let count = usize::from(header[6]);
+    (count <= MAX_FRAME_BLOCKS).then(|| FRAME_HEADER_BYTES + 32 * count + le32(header, 12) as usize)
 }
 
 /// Compresses the plaintext of a frame of blocks. Costs about 2 ms for 1 MiB: call it where blocking is allowed.

@@ -5,7 +5,7 @@
 //! talking to each other: at worst one removes what another still wants and fetches again, since each says itself which
 //! segments it needs, and an open file outlives its name.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -72,23 +72,34 @@ impl Mirror {
         &self.dir
     }
 
-    /// Lists the store's segments and sees that there is a copy of each; costs the listing alone if nothing is new. Returns
-    /// their names, or `None` when one of them was gone when it was fetched, merged by another process: list again.
-    pub(super) async fn sync(&self) -> Result<Option<Vec<String>>> {
-        let listed = self.list().await?;
+    /// Lists the store's segments and sees that there is a copy of each that is not known to be damaged; costs the listing
+    /// alone if nothing is new. `None` when one of them was gone when it was fetched, merged by another process: list again.
+    pub(super) async fn sync(&self, known_damaged: &BTreeSet<String>) -> Result<Option<Synced>> {
+        let names = self.list().await?;
         let dir = self.dir.clone();
         let here = tokio::task::spawn_blocking(move || local_files(&dir)).await??;
-        let missing: Vec<_> =
-            listed.iter().filter(|name| !here.contains(*name)).map(|name| self.fetch(name).boxed()).collect();
-        let fetches = futures::stream::iter(missing).buffer_unordered(FETCHES);
-        let complete = fetches.try_fold(true, |all, there| async move { Ok(all && there) });
-        if !complete.await? {
+        let missing: Vec<_> = names
+            .iter()
+            .filter(|name| !here.contains(*name) && !known_damaged.contains(*name))
+            .map(|name| async move { (name.clone(), self.fetch(name).await) }.boxed())
+            .collect();
+        let mut fetches = futures::stream::iter(missing).buffer_unordered(FETCHES);
+        let (mut complete, mut damaged) = (true, Vec::new());
+        while let Some((name, fetched)) = fetches.next().await {
+            match fetched {
+                Ok(there) => complete &= there,
+                Err(Error::DamagedObject { reason, .. }) => damaged.push((name, reason)),
+                Err(error) => return Err(error),
+            }
+        }
+        drop(fetches);
+        if !complete {
             return Ok(None);
         }
-        for name in here.difference(&listed.iter().cloned().collect()) {
+        for name in here.difference(&names.iter().cloned().collect()) {
             self.forget(name);
         }
-        Ok(Some(listed))
+        Ok(Some(Synced { names, damaged }))
     }
 
     /// Keeps a segment that this process wrote, so that it need not be fetched.
@@ -157,6 +168,15 @@ impl Mirror {
         }
         Err(Error::DamagedObject { object: path.to_string(), reason })
     }
+}
+
+/// What the store lists.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Synced {
+    /// Its segments.
+    pub(super) names: Vec<String>,
+    /// Those of them that were fetched and are damaged, and why.
+    pub(super) damaged: Vec<(String, String)>,
 }
 
 /// Why a segment that was fetched is not kept.
@@ -252,22 +272,25 @@ mod tests {
         objects.put(&segment_path("unfinished#1"), "torn".into()).await.expect("put");
 
         let mirror = Mirror::open(objects.clone(), &location, dir.path().join("m"), None).expect("open");
-        assert_eq!(mirror.sync().await.expect("sync"), Some(vec![a.clone()]));
+        let none = BTreeSet::new();
+        let synced = async |mirror: &Mirror| mirror.sync(&none).await.expect("sync").expect("settled");
+        assert_eq!(synced(&mirror).await.names, std::slice::from_ref(&a));
         assert_eq!(std::fs::read(dir.path().join("m").join(&a)).expect("copy"), segment);
 
         // Merged: one comes, one goes. A process which is there already does the same beside it.
         objects.put(&segment_path(&b), segment.clone().into()).await.expect("put");
         objects.delete(&segment_path(&a)).await.expect("delete");
         let other = Mirror::open(objects.clone(), &location, dir.path().join("m"), None).expect("open");
-        assert_eq!(other.sync().await.expect("sync"), Some(vec![b.clone()]));
-        assert_eq!(mirror.sync().await.expect("sync"), Some(vec![b.clone()]));
+        assert_eq!(synced(&other).await.names, std::slice::from_ref(&b));
+        assert_eq!(synced(&mirror).await.names, std::slice::from_ref(&b));
         assert_eq!(names(mirror.dir()), std::slice::from_ref(&b));
 
         let mut damaged = segment;
         damaged[20] ^= 1;
         objects.put(&segment_path(&a), damaged.into()).await.expect("put");
-        let error = mirror.sync().await.expect_err("damage").to_string();
-        assert!(error.contains("index/aaaa") && error.contains("checksum"), "{error}");
+        let [(name, reason)] = <[_; 1]>::try_from(synced(&mirror).await.damaged).expect("one");
+        assert!(name == a && reason.contains("checksum"), "{reason}");
+        assert_eq!(mirror.sync(&BTreeSet::from([a])).await.expect("sync").expect("settled").damaged, []);
         assert_eq!(names(mirror.dir()), [b]);
         assert!(!mirror.fetch(&"c".repeat(32)).await.expect("gone"));
     }

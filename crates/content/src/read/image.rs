@@ -262,7 +262,7 @@ impl Inner {
     /// Where a copy has a block, in none of these packs.
     async fn find(&self, copy: usize, hash: &BlockHash, not_in: &[PackId]) -> Result<Option<Location>> {
         let (store, wanted, not_in) = (self.copies[copy].clone(), *hash, not_in.to_vec());
-        let find = move || store.index().find_where(wanted.as_bytes(), |pack| !not_in.contains(pack));
+        let find = move || store.index().find_to_read(wanted.as_bytes(), |pack| !not_in.contains(pack));
         let found = tokio::task::spawn_blocking(find).await??;
         Ok(found.filter(|location| location.kind == FrameKind::Blocks))
     }

@@ -1,7 +1,8 @@
 //! Merging index segments, so that a lookup asks few of them.
 //!
-//! Each pack comes with a segment of its own. Sixteen segments of about the same size become one, so a store of N packs has
-//! about 16 × log₁₆ N. The new one is durable before an old one goes; whoever listed an old one lists again.
+//! Each pack comes with a segment of its own. Sixteen segments of about the same size become one, until they are full: a
+//! store of N packs has about 16 × log₁₆ N, and those that are at least half full. The new one is durable before an old one
+//! goes; whoever listed an old one lists again.
 
 use std::sync::Arc;
 
@@ -20,18 +21,25 @@ const MAX_MERGED_ENTRIES: u64 = MAX_SEGMENT_ENTRIES;
 /// The most packs that a merged segment names (the format's limit).
 const MAX_MERGED_PACKS: usize = 65_536;
 
-/// Merges what has become many. Called after a write; a failure leaves everything found.
+/// Merges what has become many. Called after each pack; a failure leaves everything found.
 pub(super) async fn merge_segments(store: &Store) -> Result<()> {
-    while let Some(group) = choose(&store.index().segments()) {
+    while let Some(group) = choose(&store.index().segments(), size) {
         let segments = group.clone();
         let entries = tokio::task::spawn_blocking(move || {
             let mut entries = Vec::new();
             for segment in &segments {
-                entries.extend(segment.read_all()?);
+                entries.extend(segment.read_all().map_err(|error| (segment.name().to_owned(), error))?);
             }
-            Ok::<_, Error>(entries)
-        })
-        .await??;
+            Ok(entries)
+        });
+        let entries = match entries.await? {
+            // The others can be merged all the same.
+            Err((name, Error::DamagedObject { reason, .. })) => {
+                store.index().set_aside(name, &reason);
+                continue;
+            }
+            entries => entries.map_err(|(_, error): (String, Error)| error)?,
+        };
         write_segment(store, entries).await?;
         for segment in &group {
             let path = segment_path(segment.name());
@@ -46,15 +54,77 @@ pub(super) async fn merge_segments(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// Sixteen segments of one order of magnitude (to base 16), if there are as many and they fit one.
-fn choose(segments: &[Arc<Segment>]) -> Option<Vec<Arc<Segment>>> {
-    let order = |segment: &Segment| segment.entries().max(1).ilog2() / 4;
+/// What a segment has: entries, and packs that they name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    entries: u64,
+    packs: usize,
+}
+
+fn size(segment: &Arc<Segment>) -> Size {
+    Size { entries: segment.entries(), packs: segment.packs().len() }
+}
+
+/// Whether all of it fits one segment.
+fn fits(size: Size) -> bool {
+    size.entries <= MAX_MERGED_ENTRIES && size.packs <= MAX_MERGED_PACKS
+}
+
+/// Sixteen segments of one order of magnitude (to base 16); or fewer, where there is no room for sixteen.
+fn choose<S: Clone>(segments: &[S], size: impl Fn(&S) -> Size) -> Option<Vec<S>> {
+    let order = |segment: &S| size(segment).entries.max(1).ilog2() / 4;
     (0..16).find_map(|wanted| {
-        let group: Vec<_> =
-            segments.iter().filter(|s| order(s) == wanted).take(MERGE_SEGMENTS).cloned().collect();
-        let entries: u64 = group.iter().map(|segment| segment.entries()).sum();
-        let packs: usize = group.iter().map(|segment| segment.packs().len()).sum();
-        let fits = entries <= MAX_MERGED_ENTRIES && packs <= MAX_MERGED_PACKS;
-        (group.len() == MERGE_SEGMENTS && fits).then_some(group)
+        let mut alike: Vec<_> = segments.iter().filter(|segment| order(segment) == wanted).collect();
+        alike.sort_by_key(|segment| size(segment).entries);
+        let mut sum = Size { entries: 0, packs: 0 };
+        let group: Vec<_> = alike
+            .iter()
+            .take(MERGE_SEGMENTS)
+            .map_while(|segment| {
+                let Size { entries, packs } = size(segment);
+                sum = Size { entries: sum.entries + entries, packs: sum.packs + packs };
+                fits(sum).then(|| (*segment).clone())
+            })
+            .collect();
+        let no_room = group.len() < alike.len();
+        (group.len() == MERGE_SEGMENTS || no_room && group.len() > 1).then_some(group)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merge(segments: &mut Vec<Size>) {
+        while let Some(group) = choose(segments, |size| *size) {
+            for gone in &group {
+                let place = segments.iter().position(|segment| segment == gone).expect("one of them");
+                segments.remove(place);
+            }
+            let sum = |of: fn(&Size) -> u64| group.iter().map(of).sum::<u64>();
+            segments.push(Size {
+                entries: sum(|size| size.entries),
+                packs: sum(|size| size.packs as u64) as usize,
+            });
+            assert!(fits(*segments.last().expect("one")));
+        }
+    }
+
+    /// 64 TiB of different blocks, which come in packs of 64 MiB, or in the small ones of commits.
+    #[test]
+    fn segments_stay_few_whatever_a_store_grows_to() {
+        for (packs, entries) in [(1_000_000, 1030), (1_000_000, 3), (300_000, 65_536 / 3)] {
+            let mut segments = Vec::new();
+            let (mut all, mut most) = (0, 0);
+            for _ in 0..packs {
+                segments.push(Size { entries, packs: 1 });
+                merge(&mut segments);
+                all += entries;
+                most = most.max(segments.len());
+            }
+            assert_eq!(segments.iter().map(|size| size.entries).sum::<u64>(), all);
+            let full = all / (MAX_MERGED_ENTRIES / 2) + packs / (MAX_MERGED_PACKS as u64 / 2);
+            assert!(most as u64 <= full + 6 * 16, "{most} segments of {packs} packs with {entries}");
+        }
+    }
 }

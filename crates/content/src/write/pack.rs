@@ -5,9 +5,8 @@ use object_store::{MultipartUpload, ObjectStoreExt};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::format::{
-    EncodedFrame, Entry, Location, MAX_PACK_BYTES, MAX_PACK_ENTRIES, encode_segment, pack_header,
-};
+use super::merge::merge_segments;
+use crate::format::{EncodedFrame, Entry, Location, MAX_PACK_ENTRIES, encode_segment, pack_header};
 use crate::id::{PackId, WriterId};
 use crate::seal::{FrameSealer, TAG_BYTES};
 use crate::store::{Store, pack_path, segment_path};
@@ -49,7 +48,7 @@ impl PackWriter {
     /// Appends a frame. Returns the hashes that the index knows since the last call.
     pub(super) async fn append(&mut self, frame: &EncodedFrame) -> Result<Vec<[u8; 32]>> {
         let mut indexed = Vec::new();
-        let full = self.open.as_ref().is_some_and(|pack| !pack.has_room(frame));
+        let full = self.open.as_ref().is_some_and(|pack| !pack.has_room(frame, self.store.pack_bytes()));
         if full {
             indexed = self.close().await?;
         }
@@ -124,8 +123,8 @@ impl OpenPack {
         frame.len() + if self.sealer.is_some() { TAG_BYTES as u32 } else { 0 }
     }
 
-    fn has_room(&self, frame: &EncodedFrame) -> bool {
-        self.len + self.len_of(frame) <= MAX_PACK_BYTES
+    fn has_room(&self, frame: &EncodedFrame, pack_bytes: u32) -> bool {
+        self.len + self.len_of(frame) <= pack_bytes
             && self.entries.len() + frame.hashes.len() <= MAX_PACK_ENTRIES
     }
 
@@ -178,6 +177,11 @@ impl OpenPack {
         let hashes = self.entries.iter().map(|entry| entry.hash).collect();
         let segment = write_segment(&store, self.entries).await?;
         store.refresh().await?;
+        // The pack is found; an index of many segments is only slower. Here rather than at the end of a write, because a large
+        // one makes thousands of them.
+        if let Err(error) = merge_segments(&store).await {
+            tracing::warn!(%error, store = %store.location(), "index segments could not be merged");
+        }
         Ok(Indexed { hashes, stored_bytes: u64::from(self.len) + segment })
     }
 }

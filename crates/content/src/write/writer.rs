@@ -9,7 +9,6 @@ use futures::{FutureExt, StreamExt};
 
 use super::attempt::Attempt;
 use super::bandwidth::Bandwidth;
-use super::merge::merge_segments;
 use super::pack::{PackWriter, Packed};
 use super::workers;
 use crate::Result;
@@ -153,11 +152,6 @@ impl<'a> BlockWriter<'a> {
         let Packed { ids, stored_bytes } = self.packs.finish().await?;
         let mut packs = self.used;
         packs.extend(ids);
-        let store = self.attempt.store();
-        // What was asked for is done; an index of many segments is only slower.
-        if let Err(error) = merge_segments(store).await {
-            tracing::warn!(%error, store = %store.location(), "index segments could not be merged");
-        }
         Ok(Written { packs, new_blocks: self.new_blocks, payload_bytes: self.payload_bytes, stored_bytes })
     }
 

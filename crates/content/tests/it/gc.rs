@@ -128,7 +128,8 @@ async fn what_a_dead_writer_left_goes() {
     let options = GcOptions { writer_timeout: Duration::ZERO, ..GcOptions::default() };
     let report = other.gc(&options, |_, _, _| {}).await.expect("collect");
     assert_eq!(report.writers_given_up, 1);
-    assert_eq!((report.packs_removed, report.uploads_removed), (1, 1), "{report:?}");
+    // The first pack may be complete or not when the second begins.
+    assert_eq!(report.packs_removed + report.uploads_removed, 2, "{report:?}");
     let stats = other.stats().await.expect("stats");
     assert!(stats.stored_bytes <= clean + 10_000, "{clean} {stats:?}");
     assert_eq!(other.verify(&kept).await.expect("verify").damaged_blocks, 0);

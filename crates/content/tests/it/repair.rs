@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use content::{BlockCache, Image, ManifestId, Store, VerifyOptions, replicate};
+use content::{BlockCache, Image, KeyRing, ManifestId, Store, StoreOptions, VerifyOptions, replicate};
 
 use crate::support::{BLOCK, Place, noise, open, put, read_all, text};
 
@@ -152,4 +152,98 @@ async fn nothing_is_freed_while_a_table_is_lost() {
     store.gc(&content::GcOptions::default(), |_, _, _| {}).await.expect("collect");
     assert!(!of_first.exists());
     assert!(read_all(&open(&store, &second).await).await == more);
+}
+
+/// Changes one byte of every index segment of a store in its first, middle or last part, or removes them.
+fn ruin_index(place: &Place, store: &str, how: &str) {
+    for path in place.objects(&format!("{store}/index")) {
+        let mut bytes = std::fs::read(&path).expect("read");
+        let len = bytes.len();
+        match how {
+            "header" => bytes[3] ^= 1,
+            "entry" => bytes[len / 2] ^= 1,
+            "truncated" => bytes.truncate(len - 7),
+            _ => {
+                std::fs::remove_file(&path).expect("remove");
+                continue;
+            }
+        }
+        std::fs::write(&path, bytes).expect("write");
+    }
+}
+
+/// The index is a cache of what the packs say: it is made anew from them, without a replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_index_is_made_anew() {
+    for how in ["header", "entry", "truncated", "removed"] {
+        for keys in [None, Some(KeyRing::from_text(&"7".repeat(64)).expect("a key"))] {
+            let place = Place::new();
+            let options =
+                StoreOptions { keys, index_dir: Some(place.path("mirror")), ..StoreOptions::default() };
+            let opened = async || {
+                Store::open_or_create_with(&place.location("store"), "test", &options).await.expect("open")
+            };
+            let store = opened().await;
+            let disk = [(0..40).flat_map(text).collect(), noise(3, 60 * BLOCK)].concat();
+            let image = put(&store, &place.raw("disk.raw", &disk)).await.manifest;
+            let other = put(&store, &place.raw("other.raw", &noise(4, 3 * BLOCK))).await.manifest;
+            ruin_index(&place, "store", how);
+            drop(store);
+            std::fs::remove_dir_all(place.path("mirror")).ok();
+
+            let store = opened().await;
+            let found = verify(&store, &VerifyOptions::default()).await;
+            assert_eq!(found.damaged_segments, if how == "removed" { 0 } else { 2 }, "{how}: {found:?}");
+            assert_eq!(found.damaged, 2, "both manifests, {how}: {found:?}");
+            store.gc(&content::GcOptions::default(), |_, _, _| {}).await.expect_err("much is lost");
+            let options = VerifyOptions { repair: true, ..VerifyOptions::default() };
+            let repaired = verify(&store, &options).await;
+            assert_eq!((repaired.reindexed_packs, repaired.damaged), (2, 0), "{how}: {repaired:?}");
+            assert_eq!(verify(&store, &VerifyOptions::default()).await.copies_damaged(), 0);
+            store.gc(&content::GcOptions::default(), |_, _, _| {}).await.expect("collect");
+            let store = opened().await;
+            assert!(read_all(&open(&store, &image).await).await == disk);
+            assert!(read_all(&open(&store, &other).await).await == noise(4, 3 * BLOCK));
+        }
+    }
+}
+
+/// Where both the index and a frame's header are damaged, the frames behind it are found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_behind_a_damaged_one_are_found() {
+    let place = Place::new();
+    let (stores, image, disk) = two_copies(&place).await;
+    let pack = place.objects("a/packs").remove(0);
+    let file = std::fs::File::options().write(true).open(&pack).expect("open");
+    // The length of the first frame's payload.
+    file.write_all_at(&[0xff; 4], 32 + 12).expect("write");
+    ruin_index(&place, "a", "removed");
+    let alone = place.store("a").await;
+    let report = verify(&alone, &VerifyOptions { repair: true, ..VerifyOptions::default() }).await;
+    assert_eq!((report.reindexed_packs, report.damaged), (1, 16), "{report:?}");
+    let options = VerifyOptions { replicas: vec![stores[1].clone()], repair: true };
+    assert_eq!(verify(&alone, &options).await.repaired, 16);
+    assert!(read_all(&open(&alone, &image).await).await == disk);
+}
+
+/// All that a store has but its description, references included, is damaged: a replica makes it whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_damaged_objects_becomes_whole() {
+    let place = Place::new();
+    let (stores, image, disk) = two_copies(&place).await;
+    stores[1].add_ref(&image, "test").await.expect("refer");
+    for folder in ["a/packs", "a/index", "a/refs"] {
+        ruin(&place, folder, 0);
+    }
+    let store = place.store("a").await;
+    assert_eq!(store.refs(&image).await.expect("refs"), Vec::<String>::new());
+    assert!(store.images().await.expect("images").contains_key(&image));
+    let options = VerifyOptions { replicas: vec![stores[1].clone()], repair: true };
+    let report = verify(&store, &options).await;
+    assert_eq!((report.damaged, report.repaired), (102, 102), "{report:?}");
+    assert_eq!((report.damaged_references, report.repaired_references), (1, 1));
+    assert_eq!(store.refs(&image).await.expect("refs"), ["test"]);
+    assert!(read_all(&open(&store, &image).await).await == disk);
+    let after = verify(&store, &VerifyOptions::default()).await;
+    assert_eq!((after.damaged, after.copies_damaged()), (0, 0), "{after:?}");
 }

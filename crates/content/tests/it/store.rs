@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{BLOCK, MIB, Place, noise, open, put, qcow2, read_all, run, text};
-use content::{BlockCache, Error, Store, replicate};
+use content::{BlockCache, Error, Store, StoreOptions, replicate};
 use proptest::prelude::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -366,4 +366,29 @@ proptest! {
             assert_eq!(put(&store, flat.as_ref()).await.manifest, report.manifest);
         });
     }
+}
+
+/// A write of many packs keeps the index small while it goes on: what opens a store opens each of its segments.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_packs_of_one_write_have_few_segments() {
+    let place = Place::new();
+    let options = StoreOptions { pack_bytes: Some(64 << 10), ..StoreOptions::default() };
+    let store = Store::open_or_create_with(&place.location("store"), "test", &options).await.expect("open");
+    let disk = noise(1, 1600 * BLOCK);
+    let path = place.raw("disk.raw", &disk);
+    let watching = place.location("store");
+    let watch = async {
+        let mut most = 0;
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            most = most.max(place.objects("store/index").len());
+            if place.objects("store/refs").len() == 1 {
+                return most;
+            }
+        }
+    };
+    let (report, most) = tokio::join!(put(&store, &path), watch);
+    assert!(place.objects("store/packs").len() >= 100 && most < 40, "{most}");
+    let store = Store::open_read_only(&watching).await.expect("open");
+    assert!(read_all(&open(&store, &report.manifest).await).await == disk);
 }

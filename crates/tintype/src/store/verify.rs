@@ -48,25 +48,36 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
         .await?;
     drop(meter);
     let sound = match repair {
-        true => report.damaged == report.repaired,
-        false => report.damaged == 0 && report.damaged_frames == 0,
+        true => report.damaged == report.repaired && report.damaged_references == report.repaired_references,
+        false => report.damaged == 0 && report.copies_damaged() == 0,
     };
     output.result(&serde_json::to_value(&report)?, || text(&report, sound));
     Ok(if sound { Ending::Done } else { Ending::Damaged })
 }
 
 fn text(report: &StoreVerifyReport, sound: bool) -> String {
-    let StoreVerifyReport { images, needed, bytes_read, damaged_frames, damaged, repaired, seconds, .. } =
-        report;
+    let StoreVerifyReport { images, needed, bytes_read, damaged, repaired, seconds, .. } = report;
     let mut lines: Vec<String> = report.damages.iter().map(describe).collect();
     if lines.len() < *damaged as usize {
         lines.push(format!("and {} more", *damaged as usize - lines.len()));
     }
+    lines.extend(
+        [
+            (report.damaged_segments, "damaged index segments"),
+            (report.reindexed_packs, "packs indexed anew"),
+            (report.damaged_references, "damaged references: their images stay, their owners are not known"),
+            (report.repaired_references, "references repaired"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}")),
+    );
     let end = match (sound, *damaged) {
         (true, 0) => "all sound".to_owned(),
         (true, _) => format!("{damaged} damaged, all repaired"),
         (false, 0) => {
-            format!("{damaged_frames} damaged copies of what is whole elsewhere; --repair removes them")
+            let copies = report.copies_damaged();
+            format!("{copies} objects damaged, and nothing that images need; --repair mends the store")
         }
         (false, _) if *repaired > 0 => {
             format!("{damaged} damaged, {repaired} repaired; no replica has the rest: put its images again")

@@ -1,4 +1,6 @@
-//! A server process with two regions, and everything that the test asks of it.
+//! A server process with two regions, one of them of two zones, and everything that the test asks of it.
+
+mod zones;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -336,7 +338,7 @@ pub(crate) fn template(lab: &Lab, customize: Value, validations: Value, tags: Va
             "customize": customize,
             "validate": {"inVMValidations": validations},
             "distribute": [{"type": "SharedImage", "runOutputName": "out", "galleryImageId": lab.definition,
-                            "targetRegions": [{"name": HOME}, {"name": OTHER}]}],
+                            "targetRegions": [{"name": HOME}, {"name": OTHER, "replicaCount": 2}]}],
             "vmProfile": {"vmSize": "Standard_B2s"}}})
 }
 
@@ -353,7 +355,7 @@ fn write_files(dir: &Path, base: &BaseImage, port: u16) {
     let config = format!(
         "data_dir = \"data\"\nlisten = \"127.0.0.1:0\"\ncatalog = [\"catalog\"]\n\
          [[region]]\nname = \"{HOME}\"\nstore = \"regions/{HOME}\"\n\
-         [[region]]\nname = \"{OTHER}\"\nstore = \"regions/{OTHER}\"\n\
+         [[region]]\nname = \"{OTHER}\"\nzones = [\"regions/{OTHER}\", \"regions/{OTHER}-2\"]\n\
          [network]\nallow = [\"127.0.0.1:{port}\"]\n"
     );
     std::fs::write(dir.join("tintype.toml"), config).unwrap();

@@ -22,6 +22,9 @@ async fn the_pipeline_on_real_guests() {
     a_failing_validation_publishes_nothing(&lab).await;
     a_good_template_is_published_in_both_regions(&lab).await;
     unchanged_steps_are_reused_when_asked_for(&lab).await;
+    an_image_goes_out_as_a_vhd_and_comes_back_as_a_disk(&lab).await;
+    replicas_are_physical_copies(&lab).await;
+    a_vm_boots_with_every_object_of_one_zone_damaged(&lab).await;
     a_vm_outlives_its_server_but_not_its_vmhost(&mut lab).await;
     nothing_is_left(lab).await;
 }
@@ -98,7 +101,10 @@ async fn unchanged_steps_are_reused_when_asked_for(lab: &Lab) {
         inline("second", &["echo TWO | sudo tee /etc/two"])
     ]);
     let tags = json!({"tintype-reuse": "unchanged-steps"});
-    lab.put_template("edited", template(lab, steps, json!([]), tags)).await;
+    let mut body = template(lab, steps, json!([]), tags);
+    let distributors = body["properties"]["distribute"].as_array_mut().unwrap();
+    distributors.push(json!({"type": "VHD", "runOutputName": "vhd"}));
+    lab.put_template("edited", body).await;
     let report = lab.run("edited").await.unwrap();
     let cached: Vec<_> =
         report["steps"].as_array().unwrap().iter().map(|step| step["cached"] == true).collect();
@@ -107,13 +113,44 @@ async fn unchanged_steps_are_reused_when_asked_for(lab: &Lab) {
     assert_eq!(lab.versions().await, ["0.0.1", "0.0.2"]);
 }
 
-async fn a_vm_outlives_its_server_but_not_its_vmhost(lab: &mut Lab) {
+async fn an_image_goes_out_as_a_vhd_and_comes_back_as_a_disk(lab: &Lab) {
+    let outputs = lab.run_outputs("edited").await;
+    let vhd = outputs.iter().find(|output| output["name"] == "vhd").unwrap();
+    let uri = vhd["properties"]["artifactUri"].as_str().unwrap();
+    let disk = lab.import_disk("from-vhd", uri).await;
+    assert_eq!(disk["properties"]["diskState"], "Unattached", "{disk}");
+    lab.publish_disk("from-vhd", "1.0.0").await;
+    assert_eq!(lab.versions().await, ["0.0.1", "0.0.2", "1.0.0"]);
+}
+
+async fn replicas_are_physical_copies(lab: &Lab) {
+    let status = lab.version("1.0.0").await["properties"]["replicationStatus"].clone();
+    assert!(status.to_string().contains("2 physical copies"), "{status}");
+    let stats = lab.stats(OTHER).await;
+    let stored = |zone: usize| stats["zones"][zone]["stored_bytes"].as_u64().unwrap();
+    let (one, both) = (stored(0), stats["stored_bytes"].as_u64().unwrap());
+    assert_eq!(both, one + stored(1));
+    assert!(one > 100 << 20 && one.abs_diff(stored(1)) < one / 100, "{stats}");
+}
+
+async fn a_vm_boots_with_every_object_of_one_zone_damaged(lab: &Lab) {
     lab.take_region_away(HOME);
-    lab.create_vm("vm1", "0.0.2", OTHER).await;
+    let identity = lab.damage_second_zone();
+    lab.create_vm("vm1", "1.0.0", OTHER).await;
     assert_eq!(lab.power_state("vm1").await, "PowerState/running");
     let answer = lab.ssh("vm1", "cloud-init status --wait >/dev/null; hostname; cat /etc/one /etc/two; cat /etc/custom-data-was-here").await;
     assert_eq!(answer.lines().collect::<Vec<_>>(), ["vm1", "one", "TWO", "was here"]);
+    lab.restore_identity_of_second_zone(&identity);
+    let report = lab.repair(OTHER).await;
+    println!("{report}");
+    assert!(report["repaired"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["repaired"], report["damaged"], "{report}");
+    let report = lab.repair(OTHER).await;
+    assert_eq!(report["damaged"], 0, "{report}");
     lab.bring_region_back(HOME);
+}
+
+async fn a_vm_outlives_its_server_but_not_its_vmhost(lab: &mut Lab) {
     let before = lab.qemu_pids();
     assert_eq!(before.len(), 1);
     lab.kill_server();
