@@ -21,6 +21,7 @@ pub mod image;
 mod inflate;
 mod input;
 mod packed;
+mod patches;
 mod qcow2;
 mod raw;
 pub mod sandbox;
