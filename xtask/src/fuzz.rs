@@ -93,7 +93,11 @@ fn write_seeds(seeds: &Seeds, corpus: &Path) -> anyhow::Result<()> {
         Seeds::Sectors(images) => {
             for (number, (format, options)) in images.iter().enumerate() {
                 let image = work.image(format, options)?;
-                std::fs::write(corpus.join(format!("seed-{number}")), as_sectors(&std::fs::read(image)?))?;
+                std::fs::write(corpus.join(format!("seed-{number}")), as_sectors(&std::fs::read(&image)?))?;
+                if *format == "vhdx" {
+                    leave_log_open(&image)?;
+                    std::fs::write(corpus.join("seed-open-log"), as_sectors(&std::fs::read(&image)?))?;
+                }
             }
         }
         Seeds::Descriptors => {
@@ -114,6 +118,29 @@ fn write_seeds(seeds: &Seeds, corpus: &Path) -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Makes a VHDX, and has a write to it fail between its log and its block allocation table, so that the log must be replayed.
+fn leave_log_open(image: &Path) -> anyhow::Result<()> {
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "vhdx", "-o", "block_size=1M,log_size=1M"]).arg(image).arg("4M");
+    ensure!(
+        create.status().context("cannot start qemu-img")?.success(),
+        "qemu-img could not make a vhdx image"
+    );
+    // The table as qemu-img lays it out behind a log of 1 MiB: sectors of 512 bytes.
+    let table = 4096;
+    let options = format!(
+        "driver=vhdx,file.driver=blkdebug,file.image.driver=file,file.image.filename={},file.inject-error.0.event=none,\
+         file.inject-error.0.iotype=write,file.inject-error.0.sector={table},file.inject-error.0.errno=5",
+        image.display()
+    );
+    let mut qemu = Command::new("qemu-io");
+    let output = qemu.args(["--image-opts", &options, "-c", "write -P 7 0 64k"]).output();
+    let output = output.context("cannot start qemu-io")?;
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("Input/output error"), "qemu-io did not stop at the table: {said}");
     Ok(())
 }
 

@@ -44,6 +44,25 @@ impl Chain {
         Ok(Self { layers })
     }
 
+    /// Reads what the layers hold of `offset ..`, and says which parts of `buf` that is: sorted, disjoint.
+    pub(crate) fn read_covered(&self, offset: u64, buf: &mut [u8]) -> Result<Vec<Range<usize>>> {
+        check_range(offset, buf.len() as u64, self.logical_size())?;
+        let mut covered = Covered::default();
+        // The usual case, a top layer that holds all of it, reads nothing else.
+        if let Some(top) = self.layers.last() {
+            top.read_covering(offset, buf, &mut covered)?;
+        }
+        if covered.bytes() < buf.len() && self.layers.len() > 1 {
+            for layer in &self.layers {
+                let len = layer.virtual_size().saturating_sub(offset).min(buf.len() as u64) as usize;
+                if len > 0 {
+                    layer.read_covering(offset, &mut buf[..len], &mut covered)?;
+                }
+            }
+        }
+        Ok(covered.0)
+    }
+
     /// The lowest layer's path and the name of the file that it says to be an overlay of, if it says so.
     pub(crate) fn lowest_backing(&self) -> Option<(&Path, &str)> {
         let lowest = self.layers.first()?;
@@ -70,22 +89,7 @@ impl BlockSource for Chain {
     }
 
     fn read_onto(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        check_range(offset, buf.len() as u64, self.logical_size())?;
-        let mut covered = Covered::default();
-        // The usual case, a top layer that holds all of it, reads nothing else.
-        if let Some(top) = self.layers.last() {
-            top.read_covering(offset, buf, &mut covered)?;
-        }
-        if covered.bytes() == buf.len() || self.layers.len() == 1 {
-            return Ok(covered.bytes());
-        }
-        for layer in &self.layers {
-            let len = layer.virtual_size().saturating_sub(offset).min(buf.len() as u64) as usize;
-            if len > 0 {
-                layer.read_covering(offset, &mut buf[..len], &mut covered)?;
-            }
-        }
-        Ok(covered.bytes())
+        Ok(self.read_covered(offset, buf)?.iter().map(Range::len).sum())
     }
 }
 

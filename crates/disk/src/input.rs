@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::patches::Patches;
 use crate::{Error, MAX_DISK_BYTES, Result};
 
 /// A regular file that holds a disk, or a part of one. Its length is taken when it is opened; a file that shrinks later
@@ -16,6 +17,8 @@ pub struct Input {
     path: PathBuf,
     file: File,
     len: u64,
+    /// What is read differs from the file there.
+    patches: Patches,
 }
 
 impl Input {
@@ -47,12 +50,19 @@ impl Input {
             let reason = "it is not a regular file; copy the disk into one first".to_owned();
             return Err(Error::Unsupported { path, reason });
         }
-        Ok(Self { path, file, len: metadata.len() })
+        Ok(Self::of_known_len(path, file, metadata.len()))
     }
 
     /// A file whose length is known: the sandboxed reader's, which may no longer ask.
     pub(crate) fn of_known_len(path: PathBuf, file: File, len: u64) -> Self {
-        Self { path, file, len }
+        Self { path, file, len, patches: Patches::default() }
+    }
+
+    /// Lays what the file's own log says over it, for [`Self::read_exact`] and [`Self::read_padded`]. The file is `len` bytes
+    /// long from now on, as the log says; those that it lacks are zeros.
+    pub(crate) fn patch(&mut self, patches: Patches, len: u64) {
+        self.patches = patches;
+        self.len = len;
     }
 
     /// The name in messages.
@@ -71,6 +81,10 @@ impl Input {
 
     /// Fills `buf`; a file that ends before is damaged.
     pub(crate) fn read_exact(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.len);
+        if inside && !self.patches.is_empty() {
+            return self.read_padded(offset, buf);
+        }
         match self.file.read_exact_at(buf, offset) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(self.damaged(format!(
@@ -84,7 +98,13 @@ impl Input {
 
     /// Fills `buf`; what lies behind the end of the file is zeros. Some programs do not write the unused tail of the
     /// last block.
-    pub(crate) fn read_padded(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_padded(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_file_padded(offset, buf)?;
+        let patched = self.patches.apply(&self.file, offset, buf);
+        patched.map_err(|source| Error::Io { action: "read", path: self.path.clone(), source })
+    }
+
+    fn read_file_padded(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
         while !buf.is_empty() {
             match self.file.read_at(buf, offset) {
                 Ok(0) => {

@@ -3,7 +3,8 @@
 //! ```text
 //!  content ── BlockSource ─┬─ Chain ── Qcow2 ×n     overlays of our own QEMU, bottom → top, the chain is given
 //!                          ├─ RawFile               one file, SEEK_HOLE / SEEK_DATA
-//!                          └─ sandbox::Reader ──▶ child process ── image: raw, VHD, VHDX, qcow2, VMDK; gzip, xz, zstd
+//!                          └─ sandbox::Reader ──▶ child process ── image: raw, VHD, VHDX, qcow2, VMDK; gzip, xz, zstd;
+//!                                                          overlays that people give
 //!  write ──▶ raw, VHD fixed and dynamic by ourselves; VHDX, qcow2, VMDK through qemu-img
 //! ```
 //!
@@ -21,6 +22,7 @@ pub mod image;
 mod inflate;
 mod input;
 mod packed;
+mod patches;
 mod qcow2;
 mod raw;
 pub mod sandbox;

@@ -65,12 +65,19 @@ pub fn open(program: &Path, path: &Path, format: Format, packing: Packing) -> Re
     Ok(Reader::open(program, path, format, packing, &Options::default())?)
 }
 
+/// Opens what an overlay of somebody's changed, a qcow2 file: the bytes that it leaves out are its base's, which the caller
+/// knows. The name of a base in the file is ignored. Otherwise as [`open`].
+pub fn open_overlay(program: &Path, path: &Path) -> Result<Arc<dyn BlockSource>> {
+    Ok(Reader::open_overlay(program, path, &Options::default())?)
+}
+
 /// A disk that a child process reads.
 #[derive(Debug)]
 pub struct Reader {
     /// For messages.
     path: PathBuf,
     size: u64,
+    overlay: bool,
     landlock: Landlock,
     memory: File,
     link: Mutex<Link>,
@@ -91,7 +98,13 @@ impl Reader {
                 inputs.push(Input::open_no_link(&extent)?);
             }
         }
-        Self::start(program, path, &inputs, format, packing, options)
+        Self::start(program, path, &inputs, Shape { format, packing, overlay: false }, options)
+    }
+
+    /// As [`open_overlay`], with a choice of options.
+    pub fn open_overlay(program: &Path, path: &Path, options: &Options) -> Result<Arc<Self>> {
+        let shape = Shape { format: Format::Qcow2, packing: Packing::None, overlay: true };
+        Self::start(program, path, &[Input::open(path)?], shape, options)
     }
 
     /// Opens a chain of qcow2 files, the lowest first. What the files say of each other is not looked at, but for the
@@ -101,7 +114,8 @@ impl Reader {
             return Err(Error::Chain { reason: "there is no layer".to_owned() });
         };
         let inputs = layers.iter().map(|layer| Input::open(layer.as_ref())).collect::<Result<Vec<_>>>()?;
-        Self::start(program, top.as_ref(), &inputs, Format::Qcow2, Packing::None, options)
+        let shape = Shape { format: Format::Qcow2, packing: Packing::None, overlay: false };
+        Self::start(program, top.as_ref(), &inputs, shape, options)
     }
 
     /// How far the kernel's Landlock confines the reader; seccomp and the limits always do.
@@ -113,8 +127,7 @@ impl Reader {
         program: &Path,
         path: &Path,
         inputs: &[Input],
-        format: Format,
-        packing: Packing,
+        Shape { format, packing, overlay }: Shape,
         options: &Options,
     ) -> Result<Arc<Self>> {
         let memory = memory_file().map_err(|source| io("make a memory file for", path, source))?;
@@ -128,7 +141,7 @@ impl Reader {
             [&memory].into_iter().chain(&temporary).chain(inputs.iter().map(Input::file)).collect();
         let mut link = Link::spawn(program, path, options.request_timeout)?;
         let files_count = u16::try_from(files.len()).unwrap_or(u16::MAX);
-        link.send(&Setup { format, packing, files: files_count }.encode())?;
+        link.send(&Setup { format, packing, overlay, files: files_count }.encode())?;
         for part in files.chunks(FILES_PER_MESSAGE) {
             link.send_files(part)?;
         }
@@ -140,7 +153,7 @@ impl Reader {
                 _ => return Err(link.confused()),
             }
         };
-        Ok(Arc::new(Self { path: path.to_owned(), size, landlock, memory, link: Mutex::new(link) }))
+        Ok(Arc::new(Self { path: path.to_owned(), size, overlay, landlock, memory, link: Mutex::new(link) }))
     }
 
     /// The next extents from `from` on, and whether there may be more behind them.
@@ -192,20 +205,41 @@ impl BlockSource for Reader {
 
     fn read_onto(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         check_range(offset, buf.len() as u64, self.size)?;
-        let mut at = offset;
+        let (mut at, mut held) = (offset, 0);
         for part in buf.chunks_mut(CHUNK) {
             // The memory file holds one answer, so it is read before another thread asks.
             let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-            match link.ask(Request::Read { offset: at, len: part.len() as u32 })? {
-                Reply::Read => {}
+            let covered = match link.ask(Request::Read { offset: at, len: part.len() as u32 })? {
+                Reply::Read { covered } => covered,
                 Reply::Failed { kind, reason } => return Err(failure(&self.path, kind, reason)),
                 _ => return Err(link.confused()),
+            };
+            let mut end = 0;
+            for range in covered {
+                let range = range.start as usize..range.end as usize;
+                if range.start < end || range.is_empty() || range.end > part.len() {
+                    return Err(link.confused());
+                }
+                end = range.end;
+                held += range.len();
+                let read = self.memory.read_exact_at(&mut part[range.clone()], range.start as u64);
+                read.map_err(|source| io("read", &self.path, source))?;
             }
-            self.memory.read_exact_at(part, 0).map_err(|source| io("read", &self.path, source))?;
             at += part.len() as u64;
         }
-        Ok(buf.len())
+        if held < buf.len() && !self.overlay {
+            return Err(self.link.lock().unwrap_or_else(PoisonError::into_inner).confused());
+        }
+        Ok(held)
     }
+}
+
+/// What the files are.
+struct Shape {
+    format: Format,
+    packing: Packing,
+    /// Not a whole disk, but what was changed of one.
+    overlay: bool,
 }
 
 /// The process and the socket to it.

@@ -8,9 +8,12 @@
 //! identifier header   header   region table  region table  log, metadata, BAT, blocks: anywhere, aligned to 1 MiB
 //! ```
 //!
-//! A file whose log is not empty is refused: what it shows without a replay is wrong.
+//! What a file shows whose log is not empty is wrong without a replay. The file is not ours to change, so the log's
+//! changes are laid over it in memory, under everything that is read afterwards.
 
 mod crc;
+mod header;
+mod log;
 mod metadata;
 
 use crate::blocks::{self, Block, BlockMap};
@@ -18,11 +21,10 @@ use crate::input::Input;
 use crate::table::{Table, Word};
 use crate::{BlockSource, Error, Extents, Result};
 use crc::crc32c;
+use header::Header;
 use metadata::Metadata;
 
 const IDENTIFIER: &[u8; 8] = b"vhdxfile";
-const HEADERS_AT: [u64; 2] = [64 << 10, 128 << 10];
-const HEADER_BYTES: usize = 4096;
 const REGION_TABLES_AT: [u64; 2] = [192 << 10, 256 << 10];
 const REGION_TABLE_BYTES: usize = 64 << 10;
 const MAX_REGIONS: u32 = 2047;
@@ -64,13 +66,16 @@ pub(crate) struct Vhdx {
 }
 
 impl Vhdx {
-    pub(crate) fn open(input: Input) -> Result<Self> {
+    pub(crate) fn open(mut input: Input) -> Result<Self> {
         let mut identifier = [0; 8];
         input.read_padded(0, &mut identifier)?;
         if &identifier != IDENTIFIER {
             return Err(input.damaged("it does not begin with `vhdxfile`".to_owned()));
         }
-        check_log(&input)?;
+        if let Some(log) = Header::read(&input)?.open_log(&input)? {
+            let replayed = log::replay(&input, log)?;
+            input.patch(replayed.patches, replayed.file_len);
+        }
         let regions = regions(&input)?;
         let metadata = Metadata::read(&input, regions.metadata.offset, regions.metadata.len)?;
         input.check_size(metadata.disk_bytes)?;
@@ -92,33 +97,7 @@ impl Vhdx {
     }
 }
 
-/// Finds the current header, and refuses a file with a log to replay.
-fn check_log(input: &Input) -> Result<()> {
-    let mut current: Option<(u64, Guid, u16)> = None;
-    for at in HEADERS_AT {
-        let mut bytes = vec![0; HEADER_BYTES];
-        input.read_padded(at, &mut bytes)?;
-        if &bytes[..4] != b"head" || !checksum_holds(&mut bytes) {
-            continue;
-        }
-        let sequence = le64(&bytes, 8);
-        if current.is_none_or(|(other, ..)| sequence > other) {
-            current = Some((sequence, Guid::at(&bytes, 48), u16::from_le_bytes([bytes[66], bytes[67]])));
-        }
-    }
-    match current {
-        None => Err(input.damaged("neither of its headers has a valid checksum".to_owned())),
-        Some((_, _, version)) if version != 1 => Err(input.unsupported(format!("VHDX version {version}; 1 is read"))),
-        Some((_, log, _)) if log != Guid::ZERO => Err(input.unsupported(
-            "it was not closed cleanly: its log may hold writes that are not in their places yet. Open it once in \
-             Hyper-V, or replay the log with `qemu-img check -f vhdx -r all`"
-                .to_owned(),
-        )),
-        Some(_) => Ok(()),
-    }
-}
-
-/// A stretch of the file, inside of it.
+/// A stretch of the file.
 #[derive(Clone, Copy, Debug)]
 struct Region {
     offset: u64,

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::vhdx_log::{Log, crc32c};
 use common::{MIB, Random, convert, folder, join, program};
 use disk::{BlockSource, ExtentKind, Format, Input, Packing};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -170,16 +171,36 @@ fn resealed(file: &File, len: u64, format: Format) -> Vec<(u64, Vec<u8>)> {
             .collect(),
         Format::Vhdx => [(64 << 10, 4096), (128 << 10, 4096), (192 << 10, 64 << 10), (256 << 10, 64 << 10)]
             .into_iter()
+            .chain(log_entries(file))
             .map(|(at, size)| (at + 4, crc32c(&read(at, size, 4)).to_le_bytes().to_vec()))
             .collect(),
         _ => Vec::new(),
     }
 }
 
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
-    })
+/// The entries of a VHDX's log as [`leave_open`] lays it out, as far as they say how long they are.
+fn log_entries(file: &File) -> Vec<(u64, usize)> {
+    let mut entries = Vec::new();
+    let mut at = MIB;
+    let mut header = [0; 12];
+    while file.read_at(&mut header, at).is_ok_and(|read| read == 12) && header.starts_with(b"loge") {
+        let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        if len == 0 || !len.is_multiple_of(4096) || u64::from(len) > MIB {
+            break;
+        }
+        entries.push((at, len as usize));
+        at += u64::from(len);
+    }
+    entries
+}
+
+/// Leaves a VHDX as a writer does that was killed: the allocation table, the metadata and two blocks' sectors are in the log
+/// alone.
+fn leave_open(path: &str) {
+    let log = Log::open(path);
+    let at = log.postpone(0, 1, &[2 * MIB, 3 * MIB + (64 << 10)]);
+    let at = log.postpone_more(at, 0, 2, &[8 * MIB]);
+    log.postpone_more(at, 0, 3, &[192 << 10, 9 * MIB + 4096]);
 }
 
 /// What a damaged disk gave.
@@ -233,6 +254,18 @@ fn walk(source: &dyn BlockSource) -> Outcome {
 
 /// What qemu-img makes of the file, if it makes anything of it.
 fn qemu(format: Format, path: &str, out: &str) -> Option<Vec<u8>> {
+    if format == Format::Vhdx {
+        // It replays a log only where it may write.
+        let copy = format!("{out}.vhdx");
+        std::fs::copy(path, &copy).expect("copy");
+        let args = ["5", "qemu-img", "check", "-q", "-f", "vhdx", "-r", "all", &copy];
+        Command::new("timeout").args(args).output().expect("qemu-img runs");
+        return converted_by_qemu(format, &copy, out);
+    }
+    converted_by_qemu(format, path, out)
+}
+
+fn converted_by_qemu(format: Format, path: &str, out: &str) -> Option<Vec<u8>> {
     let info =
         Command::new("timeout").args(["5", "qemu-img", "info", "-f", format.qemu_name(), path]).output();
     let info = String::from_utf8(info.expect("qemu-img runs").stdout).expect("text");
@@ -248,6 +281,11 @@ fn qemu(format: Format, path: &str, out: &str) -> Option<Vec<u8>> {
 
 /// Runs the corruptions of one format, and returns how many were refused, broken, and read.
 fn corrupt(format: Format, variants: &[&[&str]]) -> [u64; 3] {
+    corrupt_prepared(format, variants, |_| {})
+}
+
+/// The same with files that qemu-img does not make.
+fn corrupt_prepared(format: Format, variants: &[&[&str]], prepare: fn(&str)) -> [u64; 3] {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     limit_once();
     let folder = folder();
@@ -259,6 +297,7 @@ fn corrupt(format: Format, variants: &[&[&str]]) -> [u64; 3] {
     for (number, options) in variants.iter().enumerate() {
         let path = join(&folder, &format!("disk-{number}"));
         convert(("raw", &raw), (format.qemu_name(), &path), options);
+        prepare(&path);
         let file = File::options().read(true).write(true).open(&path).expect("open");
         let sectors = used_sectors(&path);
         // A descriptor's extents; none for the others.
@@ -345,6 +384,11 @@ fn vhd() {
 #[test]
 fn vhdx() {
     assert_telling(corrupt(Format::Vhdx, &[&["-o", "block_size=1M,log_size=1M"]]));
+}
+
+#[test]
+fn vhdx_with_an_open_log() {
+    assert_telling(corrupt_prepared(Format::Vhdx, &[&["-o", "block_size=1M,log_size=1M"]], leave_open));
 }
 
 #[test]

@@ -184,6 +184,49 @@ fn a_chain_is_read_when_it_is_given() {
     assert!(error.to_string().contains("base"), "{error}");
 }
 
+/// As changes, an overlay says which bytes are its own; the others stay what the caller had.
+#[test]
+fn an_overlay_is_read_as_what_it_changed() {
+    let folder = folder();
+    let (base, top) = (join(&folder, "base"), join(&folder, "top"));
+    make_raw(&base, 12 * MIB, Content::Full, 3);
+    for options in ["cluster_size=512", "cluster_size=64k", "extended_l2=on,cluster_size=16k"] {
+        run(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", "-o", options, "-b", &base, "-F", "raw", &top, "16M"],
+        );
+        // Small writes, many of them in one MiB, zeros, and some behind the base's end.
+        let mut writes: Vec<String> =
+            (0..200).map(|n| format!("write -P {} {} 512", n + 1, MIB + n * 4096)).collect();
+        writes.extend(["write -z 3M 100k", "write -P 9 5000k 2M", "write -P 8 15M 512"].map(str::to_owned));
+        let commands: Vec<&str> = writes.iter().flat_map(|write| ["-c", write]).collect();
+        run("qemu-io", &[&["-f", "qcow2"], &commands[..], &[&top]].concat());
+
+        let source = disk::sandbox::open_overlay(program(), Path::new(&top)).expect("opens");
+        let here = disk::Chain::open(&[&top]).expect("opens");
+        let extents = |source: &dyn BlockSource| source.extents().collect::<disk::Result<Vec<Extent>>>();
+        assert_eq!(extents(&*source).expect("extents"), extents(&here).expect("extents"), "{options}");
+        let mut random = Random(4);
+        let mut partly = 0;
+        for _ in 0..100 {
+            let at = random.below(15 * MIB);
+            let len = 1 + random.below(3 * MIB).min(16 * MIB - at - 1) as usize;
+            let (mut theirs, mut ours) = (vec![0xaa; len], vec![0xaa; len]);
+            let held = source.read_onto(at, &mut theirs).expect("read");
+            assert_eq!(held, here.read_onto(at, &mut ours).expect("read"), "{options} at {at}");
+            assert!(theirs == ours, "{options} at {at}");
+            partly += usize::from(held > 0 && held < len);
+        }
+        assert!(partly > 10, "{partly} reads of both");
+        // Over its base, it is the disk.
+        let mut whole = std::fs::read(&base).expect("base");
+        whole.resize(16 * MIB as usize, 0);
+        source.read_onto(0, &mut whole).expect("read");
+        convert(("qcow2", &top), ("raw", &join(&folder, "whole")), &[]);
+        assert!(whole == std::fs::read(join(&folder, "whole")).expect("whole"), "{options}");
+    }
+}
+
 #[test]
 fn what_is_refused_says_why() {
     let folder = folder();

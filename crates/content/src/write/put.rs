@@ -55,6 +55,9 @@ impl Store {
     /// Puts the disk that overlays show on top of an image of this store, from bottom to top; takes time and space by what
     /// the overlays hold. The chain is as given: names inside the files are ignored. A disk may have grown; one that is
     /// smaller than its base is refused.
+    ///
+    /// The overlays are parsed in this process: for those of our own QEMU. What people give goes through
+    /// [`disk::sandbox::open_overlay`] and [`Self::commit_source`].
     pub async fn commit_overlay(
         &self,
         base: &ManifestId,

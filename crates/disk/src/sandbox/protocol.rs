@@ -1,13 +1,16 @@
 //! What the parent and the reader say to each other: one message a datagram, small, in fixed binary form, little endian.
 //! Data goes through a memory file beside it. The parent treats the reader as hostile once it has seen the disk.
 
+use std::ops::Range;
+
 use crate::{Extent, ExtentKind, Format, Packing};
 
 /// The longest message.
 pub(super) const MAX_MESSAGE: usize = 48 << 10;
 /// Bytes of one read, and of the memory file.
 pub(super) const CHUNK: usize = 1 << 20;
-/// Extents of one answer; 17 bytes each.
+/// Extents of one answer; 17 bytes each. The parts of one read are fewer and shorter: no format has units of less than 512
+/// bytes.
 pub(super) const MAX_EXTENTS: usize = 2048;
 /// Files in one message; the kernel takes 253.
 pub(super) const FILES_PER_MESSAGE: usize = 128;
@@ -19,6 +22,8 @@ const MAX_REASON: usize = 4096;
 pub(super) struct Setup {
     pub(super) format: Format,
     pub(super) packing: Packing,
+    /// What the files leave out is the base's, instead of zeros.
+    pub(super) overlay: bool,
     /// Files that follow, [`FILES_PER_MESSAGE`] in a message: the memory file, the temporary file if the input is packed,
     /// and the disk's.
     pub(super) files: u16,
@@ -58,7 +63,10 @@ pub(super) enum Reply {
         extents: Vec<Extent>,
         more: bool,
     },
-    Read,
+    /// Which parts of what was asked for the disk holds, and the memory file now: sorted, disjoint.
+    Read {
+        covered: Vec<Range<u32>>,
+    },
     Failed {
         kind: Failure,
         reason: String,
@@ -84,11 +92,11 @@ impl Setup {
             Packing::Zstd => 3,
         };
         let files = self.files.to_le_bytes();
-        vec![format, packing, files[0], files[1]]
+        vec![format, packing, u8::from(self.overlay), files[0], files[1]]
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let &[format, packing, low, high] = bytes else { return None };
+        let &[format, packing, overlay @ 0..=1, low, high] = bytes else { return None };
         let packing = match packing {
             0 => Packing::None,
             1 => Packing::Gzip,
@@ -97,7 +105,7 @@ impl Setup {
             _ => return None,
         };
         let format = *Format::ALL.get(usize::from(format))?;
-        Some(Self { format, packing, files: u16::from_le_bytes([low, high]) })
+        Some(Self { format, packing, overlay: overlay == 1, files: u16::from_le_bytes([low, high]) })
     }
 }
 
@@ -141,7 +149,10 @@ impl Reply {
                 }
                 bytes
             }
-            Self::Read => vec![4],
+            Self::Read { covered } => {
+                let bounds = covered.iter().flat_map(|range| [range.start, range.end]);
+                [4].into_iter().chain(bounds.flat_map(u32::to_le_bytes)).collect()
+            }
             Self::Failed { kind, reason } => {
                 let kind = match kind {
                     Failure::Damaged => 0,
@@ -181,7 +192,13 @@ impl Reply {
                 }
                 Self::Extents { extents, more }
             }
-            4 => Self::Read,
+            4 => {
+                let mut covered = Vec::new();
+                while !reader.0.is_empty() {
+                    covered.push(reader.u32()?..reader.u32()?);
+                }
+                Self::Read { covered }
+            }
             5 => {
                 let kind = match reader.byte()? {
                     0 => Failure::Damaged,
@@ -236,7 +253,7 @@ mod tests {
 
     #[test]
     fn messages_come_back() {
-        let setup = Setup { format: Format::Vmdk, packing: Packing::Xz, files: 515 };
+        let setup = Setup { format: Format::Vmdk, packing: Packing::Xz, overlay: true, files: 515 };
         assert_eq!(Setup::decode(&setup.encode()), Some(setup));
         for request in [Request::Extents { from: 7 }, Request::Read { offset: u64::MAX, len: 9 }] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
@@ -248,7 +265,7 @@ mod tests {
             Reply::Working { bytes: 3 },
             Reply::Opened { size: 9, landlock: Landlock::Partial },
             Reply::Extents { extents, more: true },
-            Reply::Read,
+            Reply::Read { covered: (0..CHUNK as u32).step_by(1024).map(|at| at..at + 512).collect() },
             Reply::Failed { kind: Failure::Chain, reason: "why".to_owned() },
         ] {
             let bytes = reply.encode();

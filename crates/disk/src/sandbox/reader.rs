@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use super::confine::{self, Limits};
 use super::protocol::{CHUNK, FILES_PER_MESSAGE, Failure, Landlock, MAX_EXTENTS, Reply, Request, Setup};
 use crate::input::Input;
 use crate::packed::MAX_UNPACKED_BYTES;
-use crate::{BlockSource, Error, Extents, Packing, image};
+use crate::{BlockSource, Chain, Error, Extents, Packing, image};
 
 /// Standard input, output and error.
 const STANDARD_FILES: u64 = 3;
@@ -52,15 +53,47 @@ fn serve(socket: BorrowedFd<'_>) -> Result<(), Stop> {
     };
     let landlock = give_up(&temporary, &inputs).map_err(Stop::Because)?;
     let opened = match temporary {
-        None => image::open(setup.format, inputs),
-        Some(temporary) => unpacked(socket, setup, inputs, temporary),
+        None if setup.overlay => Chain::from_inputs(inputs).map(Disk::Changes),
+        None => image::open(setup.format, inputs).map(Disk::Whole),
+        Some(temporary) => unpacked(socket, setup, inputs, temporary).map(Disk::Whole),
     };
     let disk = match opened {
         Ok(disk) => disk,
         Err(error) => return send_error(socket, &error),
     };
-    send(socket, &Reply::Opened { size: disk.logical_size(), landlock })?;
-    answer(socket, &*disk, &memory)
+    send(socket, &Reply::Opened { size: disk.source().logical_size(), landlock })?;
+    answer(socket, &disk, &memory)
+}
+
+/// What is read.
+enum Disk {
+    /// All of a disk.
+    Whole(Box<dyn BlockSource>),
+    /// What overlays changed of one.
+    Changes(Chain),
+}
+
+impl Disk {
+    fn source(&self) -> &dyn BlockSource {
+        match self {
+            Self::Whole(disk) => &**disk,
+            Self::Changes(chain) => chain,
+        }
+    }
+
+    /// Reads what there is of `offset ..`, and says which parts of `buf` that is.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> crate::Result<Vec<Range<u32>>> {
+        let ranges = match self {
+            Self::Whole(disk) => {
+                // It fills all of it.
+                disk.read_onto(offset, buf)?;
+                vec![0..buf.len()]
+            }
+            Self::Changes(chain) => chain.read_covered(offset, buf)?,
+        };
+        // A read has at most `CHUNK` bytes.
+        Ok(ranges.into_iter().map(|range| range.start as u32..range.end as u32).collect())
+    }
 }
 
 /// The setup and its files.
@@ -124,10 +157,10 @@ fn unpacked(
 }
 
 /// Answers requests until the parent closes the socket.
-fn answer(socket: BorrowedFd<'_>, disk: &dyn BlockSource, memory: &File) -> Result<(), Stop> {
+fn answer(socket: BorrowedFd<'_>, disk: &Disk, memory: &File) -> Result<(), Stop> {
     let mut buf = vec![0; CHUNK];
     // The parent asks for extents in order, so the walk goes on where its last answer ended.
-    let mut walk = Walk::new(disk);
+    let mut walk = Walk::new(disk.source());
     loop {
         let message = match receive_message(socket) {
             Err(Stop::ParentGone) => return Ok(()),
@@ -137,21 +170,20 @@ fn answer(socket: BorrowedFd<'_>, disk: &dyn BlockSource, memory: &File) -> Resu
         let reply = match request {
             Request::Extents { from } => {
                 if from < walk.position {
-                    walk = Walk::new(disk);
+                    walk = Walk::new(disk.source());
                 }
                 // A failed walk begins anew, or who asks again would see a disk that ends there.
-                walk.batch(from).inspect_err(|_| walk = Walk::new(disk))
+                walk.batch(from).inspect_err(|_| walk = Walk::new(disk.source()))
             }
             Request::Read { offset, len } => {
                 let part = &mut buf[..(len as usize).min(CHUNK)];
-                // Every disk here is whole, and fills all of it.
-                disk.read_onto(offset, part).and_then(|_| {
+                disk.read(offset, part).and_then(|covered| {
                     memory.write_all_at(part, 0).map_err(|source| Error::Io {
                         action: "write the memory file of",
                         path: PathBuf::from("the disk"),
                         source,
                     })?;
-                    Ok(Reply::Read)
+                    Ok(Reply::Read { covered })
                 })
             }
         };

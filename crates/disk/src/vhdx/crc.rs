@@ -1,4 +1,4 @@
-//! CRC-32C (Castagnoli), of a few pages at each opening: a table of 256 entries is fast enough.
+//! CRC-32C (Castagnoli), of a few pages at each opening, and of a log that is replayed: a table of 256 entries is fast enough.
 
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
@@ -18,8 +18,28 @@ const TABLE: [u32; 256] = {
     table
 };
 
+/// A checksum whose bytes come in pieces.
+pub(super) struct Crc32c(u32);
+
+impl Crc32c {
+    pub(super) fn new() -> Self {
+        Self(u32::MAX)
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        let next = |crc: u32, byte: &u8| TABLE[((crc ^ u32::from(*byte)) & 255) as usize] ^ crc >> 8;
+        self.0 = bytes.iter().fold(self.0, next);
+    }
+
+    pub(super) fn finish(self) -> u32 {
+        !self.0
+    }
+}
+
 pub(super) fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| TABLE[((crc ^ u32::from(*byte)) & 255) as usize] ^ crc >> 8)
+    let mut crc = Crc32c::new();
+    crc.add(bytes);
+    crc.finish()
 }
 
 #[cfg(test)]

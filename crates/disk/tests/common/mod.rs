@@ -8,6 +8,8 @@ use std::process::Command;
 
 use disk::{BlockSource, ExtentKind};
 
+pub(crate) mod vhdx_log;
+
 pub(crate) const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -36,8 +36,17 @@ pub(super) fn open(
     if (format, packing) == (Format::Raw, Packing::None) {
         return Ok(Arc::new(RawFile::open(path)?));
     }
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    Ok(disk::sandbox::open(&program, path, format, packing)?)
+    Ok(disk::sandbox::open(&reader()?, path, format, packing)?)
+}
+
+/// Opens what a qcow2 overlay changed. It is parsed by such a process as well.
+pub(super) fn open_overlay(path: &Path) -> anyhow::Result<Arc<dyn BlockSource>> {
+    Ok(disk::sandbox::open_overlay(&reader()?, path)?)
+}
+
+/// The program that reads: this one.
+fn reader() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
 }
 
 /// How to read a file: as declared, else as its name says, else as raw.

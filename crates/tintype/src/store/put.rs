@@ -56,8 +56,9 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
                 format == Some(Format::Qcow2) && packing.is_none_or(|packing| packing == Packing::None),
                 "--base is for an overlay, and only qcow2 files are overlays: say --format qcow2, without --packing"
             );
+            let changes = tokio::task::spawn_blocking(move || format::open_overlay(&file)).await??;
             let store = place::to_change(&region, Change::Put).await?;
-            store.commit_overlay(&base, &[file], &owner, |progress| meter.show(progress)).await?
+            store.commit_source(&base, changes, &owner, |progress| meter.show(progress)).await?
         }
         None => {
             // First, so that a file which cannot be read leaves no new store behind.
