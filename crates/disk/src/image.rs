@@ -50,8 +50,8 @@ impl Whole {
             return Err(Error::Unsupported {
                 path: lowest.to_owned(),
                 reason: format!(
-                    "it is an overlay of {shown:?}, which is not opened because the file says so; give the whole chain, \
-                     or put it into one file with `qemu-img convert -O qcow2`"
+                    "it is an overlay of {shown:?}, which is not opened because the file says so; give the whole chain \
+                     (`tintype store put FILE --backing …`), or put it into one file with `qemu-img convert -O qcow2`"
                 ),
             });
         }

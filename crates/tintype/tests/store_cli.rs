@@ -237,6 +237,26 @@ fn an_overlay_is_put_on_its_base() {
 }
 
 #[test]
+fn a_chain_of_files_is_put_when_it_is_given() {
+    let place = Place::new();
+    let disk = place.disk("base.raw", 1);
+    let [base, middle, top] = ["base", "middle", "top"].map(|name| place.text(&format!("{name}.qcow2")));
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", &disk, &base]);
+    for (below, above, at) in [(&base, &middle, "3000000"), (&middle, &top, "5000000")] {
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", above]);
+        run("qemu-io", &["-f", "qcow2", "-c", &format!("write -q -P 0xa5 {at} 70000"), above]);
+    }
+    let put = ["put", &top, "--region", "west"];
+    place.refused(1, &put, &["is an overlay of", "middle.qcow2", "--backing"]);
+    place.refused(1, &[&put[..], &["--backing", &middle]].concat(), &["is an overlay of", "base.qcow2"]);
+    let put = place.json(&[&put[..], &["--backing", &middle, "--backing", &base]].concat());
+
+    run("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &top, &place.text("expected.raw")]);
+    place.json(&["get", put["manifest"].as_str().unwrap(), "copy.raw", "--region", "west"]);
+    assert_eq!(sha256(place.path("copy.raw")), sha256(place.path("expected.raw")));
+}
+
+#[test]
 fn damage_is_named_and_fails() {
     let place = Place::new();
     let manifest = place.put(&place.disk("disk.raw", 1), "west");

@@ -44,6 +44,17 @@ pub(super) fn open_overlay(path: &Path) -> anyhow::Result<Arc<dyn BlockSource>> 
     Ok(disk::sandbox::open_overlay(&reader()?, path)?)
 }
 
+/// Opens the disk that a qcow2 overlay shows on top of others, the nearest first. They are parsed by such a process as well.
+pub(super) fn open_chain(top: &Path, backing: &[PathBuf]) -> anyhow::Result<Arc<dyn BlockSource>> {
+    let layers: Vec<&Path> = backing.iter().rev().map(PathBuf::as_path).chain([top]).collect();
+    Ok(disk::sandbox::Reader::open_chain(&reader()?, &layers, &disk::sandbox::Options::default())?)
+}
+
+/// The format that a file's name says.
+pub(super) fn named(path: &Path) -> Option<Format> {
+    Format::from_extension(path).map(|(format, _)| format)
+}
+
 /// The program that reads: this one.
 fn reader() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find this program's own file")

@@ -19,12 +19,16 @@ use super::{Ending, format};
 /// With --base, FILE is a qcow2 overlay of an image that the store has: only what it changed is read, in
 /// time by what changed. A backing file named inside FILE is ignored.
 ///
+/// With --backing, FILE is a qcow2 overlay of files: all of them are put as one disk. Names inside the files
+/// are not followed, so each file of the chain is given, from the one that FILE lies on downwards.
+///
 /// Examples:
 ///   tintype store put disk.raw --region /srv/images
 ///   tintype store put disk.vhdx --region file:///srv/images
 ///   tintype store put download --format vmdk --packing xz --region /srv/images
 ///   manifest=$(tintype store put disk.raw --region /srv/images --json | jq -r .manifest)
 ///   tintype store put changes.qcow2 --format qcow2 --base "$manifest" --region /srv/images
+///   tintype store put top.qcow2 --backing middle.qcow2 --backing base.qcow2 --region /srv/images
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
@@ -42,27 +46,40 @@ pub(super) struct Arguments {
     /// The image that FILE, a qcow2 overlay, lies on.
     #[arg(long, value_name = "MANIFEST")]
     base: Option<ManifestId>,
+    /// The qcow2 file that FILE, a qcow2 overlay, lies on; given again, the one that this lies on.
+    #[arg(long, value_name = "FILE", conflicts_with = "base")]
+    backing: Vec<PathBuf>,
     /// Who refers to the image from now on (and owns the store, if this makes it). `store rm` takes it back.
     #[arg(long, value_name = "NAME", default_value = place::OWNER)]
     owner: String,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { file, region, format, packing, base, owner } = arguments;
+    let Arguments { file, region, format, packing, base, backing, owner } = arguments;
     let meter = Meter::new("put");
+    let is_overlay = |option: &str, format| {
+        ensure!(
+            format == Some(Format::Qcow2) && packing.is_none_or(|packing| packing == Packing::None),
+            "{option} is for an overlay, and only qcow2 files are overlays: say --format qcow2, without --packing"
+        );
+        Ok(())
+    };
     let report = match base {
         Some(base) => {
-            ensure!(
-                format == Some(Format::Qcow2) && packing.is_none_or(|packing| packing == Packing::None),
-                "--base is for an overlay, and only qcow2 files are overlays: say --format qcow2, without --packing"
-            );
+            is_overlay("--base", format)?;
             let changes = tokio::task::spawn_blocking(move || format::open_overlay(&file)).await??;
             let store = place::to_change(&region, Change::Put).await?;
             store.commit_source(&base, changes, &owner, |progress| meter.show(progress)).await?
         }
         None => {
             // First, so that a file which cannot be read leaves no new store behind.
-            let source = tokio::task::spawn_blocking(move || format::open(&file, format, packing)).await??;
+            let source = match backing.is_empty() {
+                true => tokio::task::spawn_blocking(move || format::open(&file, format, packing)).await??,
+                false => {
+                    is_overlay("--backing", format.or_else(|| format::named(&file)))?;
+                    tokio::task::spawn_blocking(move || format::open_chain(&file, &backing)).await??
+                }
+            };
             let store = place::to_change_or_create(&region, &owner, Change::Put).await?;
             store.put_source(source, &owner, |progress| meter.show(progress)).await?
         }
