@@ -168,6 +168,17 @@ impl Error {
         matches!(self, Self::Objects { source: object_store::Error::NotFound { .. }, .. })
     }
 
+    /// Whether bytes are wrong, or the disk cannot give them: asking again will hardly help. A store that is out of reach
+    /// is not damaged, and neither is what is in another place now.
+    pub(crate) fn is_damage(&self) -> bool {
+        let bad_sector = || {
+            let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+            let mut system = causes.filter_map(|error| error.downcast_ref::<std::io::Error>());
+            system.any(|error| error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()))
+        };
+        matches!(self, Self::DamagedFrame { .. } | Self::DamagedObject { .. }) || bad_sector()
+    }
+
     pub(crate) fn objects(
         action: &'static str,
         object: &object_store::path::Path,

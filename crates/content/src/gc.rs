@@ -6,7 +6,7 @@
 //!   choose packs to free                tally.rs
 //!   condemn them, for good              condemned/<id>
 //!   mark again: who came in between?
-//!   copy what lives out of them         write/copy.rs
+//!   copy what lives out of them         write/copy.rs   (what is damaged stays, and its pack with it)
 //!   rewrite the index, remove packs     sweep.rs
 //! ```
 //!
@@ -20,6 +20,7 @@ pub(crate) mod tally;
 mod writers;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
@@ -30,7 +31,7 @@ use uuid::Uuid;
 
 use crate::id::{BlockHash, PackId};
 use crate::store::{Store, read_object};
-use crate::write::{Attempt, BlockWriter, copy};
+use crate::write::{Attempt, BlockWriter, Unreadable, copy_readable};
 use crate::{Error, Result};
 
 use mark::{Marked, Roots};
@@ -75,6 +76,9 @@ pub struct GcReport {
     pub bytes_removed: u64,
     /// Bytes of them that are needed, and were (or would be) copied into new packs first; an estimate in a dry run.
     pub bytes_moved: u64,
+    /// Packs that should go and stay: something that is needed is damaged in them, and nowhere whole. Verifying the store
+    /// names the images. Always 0 in a dry run, which reads no pack.
+    pub packs_damaged: u64,
     /// Uploads that nobody will finish.
     pub uploads_removed: u64,
     /// Writers that were given up.
@@ -87,7 +91,7 @@ pub struct GcReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
     Enough,
-    /// Only packs in which nothing lives are freed.
+    /// Only packs in which nothing lives are freed; others that were condemned stay until there is room.
     None,
 }
 
@@ -212,7 +216,7 @@ impl Store {
         let mut sources = vec![self.clone()];
         sources.extend_from_slice(replicas);
         let mut tried = 0;
-        let (lists, condemned, packs, dead) = loop {
+        let (lists, condemned, packs, dead, left) = loop {
             // In this order: what is condemned, what is needed, what is there. Whoever comes later sees what we condemned.
             let lists = self.condemned_lists().await?;
             let condemned: HashSet<PackId> = lists.iter().flat_map(|(_, packs)| packs).copied().collect();
@@ -232,14 +236,15 @@ impl Store {
                 (true, true) => Home::Condemned,
                 (true, false) => Home::Safe,
             };
-            let moved = match tally::stranded(self, marked, home).await {
-                Ok(stranded) => self.move_out(attempt, &sources, stranded, progress).await,
-                Err(error) => Err(error),
+            let moved = match (tally::stranded(self, marked, home).await, room) {
+                (Ok(stranded), Room::Enough) => self.move_out(attempt, &sources, stranded, progress).await,
+                (Ok(hashes), Room::None) => Ok((0, Unreadable { hashes, first: None })),
+                (Err(error), _) => Err(error),
             };
             match moved {
-                Ok(bytes) => {
+                Ok((bytes, left)) => {
                     report.bytes_moved += bytes;
-                    break (lists, condemned, packs, dead);
+                    break (lists, condemned, packs, dead, left);
                 }
                 // Another collection may have freed what was needed when we marked, and no longer is.
                 Err(Error::NotIndexed { hash }) => {
@@ -250,12 +255,19 @@ impl Store {
             }
         };
 
-        let gone: HashSet<PackId> = condemned.union(&dead).copied().collect();
+        let staying = self.homes_of(left.hashes, &condemned).await?;
+        if let Some(error) = left.first {
+            let (packs, store) = (staying.len(), self.location());
+            tracing::warn!(%error, packs, %store, "packs stay for damage; verifying the store names the images");
+            report.packs_damaged += staying.len() as u64;
+        }
+        let gone: HashSet<PackId> =
+            condemned.union(&dead).filter(|pack| !staying.contains(pack)).copied().collect();
         if room == Room::Enough {
             self.rewrite_segments(&gone).await?;
         }
         let removable: HashSet<PackId> =
-            condemned.iter().filter(|pack| packs.contains_key(*pack)).copied().collect();
+            condemned.intersection(&gone).filter(|pack| packs.contains_key(*pack)).copied().collect();
         self.remove_packs(&removable, progress).await?;
         let (count, bytes) = sizes(&packs, &removable);
         report.packs_removed += count;
@@ -264,28 +276,52 @@ impl Store {
             // Now there is some; until here, entries of packs that are gone do no harm.
             self.rewrite_segments(&gone).await?;
         }
-        for (path, _) in lists {
-            self.remove_object(&path).await?;
+        // A list goes with the last of its packs, and is not written anew with those that stay: who lists `condemned/`
+        // while one list takes another's place may see neither, and count on a pack that another collection removes.
+        for (path, packs) in lists {
+            if !packs.iter().any(|pack| staying.contains(pack)) {
+                self.remove_object(&path).await?;
+            }
         }
         Ok(())
     }
 
-    /// Copies what lives in condemned packs alone into new ones, and returns the bytes that this added.
+    /// The condemned packs that hold what was not copied out of them.
+    async fn homes_of(&self, hashes: Vec<[u8; 32]>, condemned: &HashSet<PackId>) -> Result<HashSet<PackId>> {
+        let (index, condemned) = (Arc::clone(self.index()), condemned.clone());
+        let find = move || {
+            let mut homes = HashSet::new();
+            for hash in hashes {
+                // All of them: where it is damaged, the disk of each may yet give it.
+                while let Some(location) =
+                    index.find_where(&hash, |pack| condemned.contains(pack) && !homes.contains(pack))?
+                {
+                    homes.insert(location.pack);
+                }
+            }
+            Ok(homes)
+        };
+        tokio::task::spawn_blocking(find).await?
+    }
+
+    /// Copies what lives in condemned packs alone into new ones. Returns the bytes that this added, and what cannot be
+    /// copied because it is damaged.
     async fn move_out(
         &self,
         attempt: &Attempt,
         sources: &[Store],
         stranded: Vec<[u8; 32]>,
         progress: &(impl Fn(GcStage, u64, u64) + Send + Sync),
-    ) -> Result<u64> {
+    ) -> Result<(u64, Unreadable)> {
         let total = stranded.len() as u64;
         progress(GcStage::Moving, 0, total);
         let mut writer = BlockWriter::new(attempt);
         let wanted = stranded.into_iter().map(|hash| (hash, ())).collect();
-        copy(sources, wanted, &mut writer).await.map_err(|failed| *failed.error)?;
+        let copied = copy_readable(sources, wanted, &mut writer).await;
+        let unreadable = copied.map_err(|failed| *failed.error)?;
         let moved = writer.finish().await?.stored_bytes;
         progress(GcStage::Moving, total, total);
-        Ok(moved)
+        Ok((moved, unreadable))
     }
 
     /// Decides what it means that something needed is nowhere: an image that went meanwhile, or a loss.

@@ -32,7 +32,7 @@ pub use bandwidth::Bandwidth;
 pub use replicate::{ReplicateReport, replicate, replicate_paced};
 
 pub(crate) use attempt::{Attempt, Record, given_up_path, writer_path};
-pub(crate) use copy::copy;
+pub(crate) use copy::{Unreadable, copy, copy_readable};
 pub(crate) use pack::write_segment;
 pub(crate) use writer::BlockWriter;
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::copy::copy;
+use super::copy::copy_readable;
 use super::process::Process;
 use super::writer::BlockWriter;
 use crate::id::{ManifestId, PackId, WriterId};
@@ -168,7 +168,8 @@ impl Attempt {
     }
 
     /// Makes a visible image safe that this writer holds: what of it is in packs that were condemned before is copied out
-    /// of them.
+    /// of them. What is damaged there stays: collections leave packs alone out of which they cannot copy everything, and
+    /// who refers to an image that is damaged makes it no worse.
     async fn secure(&self, manifest: &ManifestId) -> Result<()> {
         if !self.store.has_manifest(manifest).await? {
             return Err(self.store.not_found(manifest));
@@ -178,9 +179,13 @@ impl Attempt {
         }
         let stranded = self.store.hashes_only_in(manifest, &self.avoid).await?;
         let mut writer = BlockWriter::new(self);
-        copy(std::slice::from_ref(&self.store), stranded, &mut writer)
+        let unreadable = copy_readable(std::slice::from_ref(&self.store), stranded, &mut writer)
             .await
             .map_err(|failed| *failed.error)?;
+        if let Some(error) = unreadable.first {
+            let parts = unreadable.hashes.len();
+            tracing::warn!(%error, %manifest, parts, "an image that is written upon, or shared, is damaged");
+        }
         writer.finish().await?;
         Ok(())
     }

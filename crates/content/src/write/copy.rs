@@ -32,8 +32,8 @@ struct Group<P> {
 enum Fetched {
     /// All of it is wanted: it goes over as it is.
     Whole(EncodedFrame),
-    /// Some of it: those parts are framed anew.
-    Parts(Vec<Part>),
+    /// Some of it, which is framed anew, and what was left out.
+    Parts(Vec<Part>, Unreadable),
 }
 
 struct Part {
@@ -42,35 +42,72 @@ struct Part {
     plain: Vec<u8>,
 }
 
+/// What no source could give.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable {
+    pub(crate) hashes: Vec<[u8; 32]>,
+    /// Why, of the first one.
+    pub(crate) first: Option<Error>,
+}
+
+/// What happens where every source is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnDamage {
+    Fail,
+    LeaveOut,
+}
+
 /// Copies each from the first of `sources` that can give it. What is damaged in one is taken from the next.
 pub(crate) async fn copy<P: Copy + Send + 'static>(
     sources: &[Store],
     wanted: Vec<Wanted<P>>,
     writer: &mut BlockWriter<'_>,
 ) -> Result<(), Failed<P>> {
+    copy_all(sources, wanted, writer, OnDamage::Fail).await.map(drop)
+}
+
+/// As [`copy`], but what is damaged in every source is left out and returned. Other failures are errors: they may pass.
+pub(crate) async fn copy_readable<P: Copy + Send + 'static>(
+    sources: &[Store],
+    wanted: Vec<Wanted<P>>,
+    writer: &mut BlockWriter<'_>,
+) -> Result<Unreadable, Failed<P>> {
+    copy_all(sources, wanted, writer, OnDamage::LeaveOut).await
+}
+
+async fn copy_all<P: Copy + Send + 'static>(
+    sources: &[Store],
+    wanted: Vec<Wanted<P>>,
+    writer: &mut BlockWriter<'_>,
+    on_damage: OnDamage,
+) -> Result<Unreadable, Failed<P>> {
     let stores = sources.to_vec();
     let groups = tokio::task::spawn_blocking(move || group(&stores, wanted)).await??;
+    let mut unreadable = Unreadable::default();
     let mut fetches: FuturesOrdered<BoxFuture<'static, Result<Fetched, Failed<P>>>> = FuturesOrdered::new();
     for group in groups {
-        let task = tokio::spawn(fetch(sources.to_vec(), group));
+        let task = tokio::spawn(fetch(sources.to_vec(), group, on_damage));
         fetches.push_back(async move { task.await? }.boxed());
         if fetches.len() > 2 * workers() {
-            take(fetches.next().await, writer).await?;
+            take(fetches.next().await, writer, &mut unreadable).await?;
         }
     }
     while !fetches.is_empty() {
-        take(fetches.next().await, writer).await?;
+        take(fetches.next().await, writer, &mut unreadable).await?;
     }
-    Ok(())
+    Ok(unreadable)
 }
 
 async fn take<P>(
     fetched: Option<Result<Fetched, Failed<P>>>,
     writer: &mut BlockWriter<'_>,
+    unreadable: &mut Unreadable,
 ) -> Result<(), Failed<P>> {
     match fetched.transpose()? {
         Some(Fetched::Whole(frame)) => writer.frame(frame).await?,
-        Some(Fetched::Parts(parts)) => {
+        Some(Fetched::Parts(parts, left)) => {
+            unreadable.hashes.extend(left.hashes);
+            unreadable.first = unreadable.first.take().or(left.first);
             for Part { kind, hash, plain } in parts {
                 match kind {
                     FrameKind::Blocks => writer.block(BlockHash::from_bytes(hash), &plain).await?,
@@ -109,7 +146,11 @@ fn group<P: Copy>(sources: &[Store], wanted: Vec<Wanted<P>>) -> Result<Vec<Group
     Ok(groups)
 }
 
-async fn fetch<P: Copy>(sources: Vec<Store>, group: Group<P>) -> Result<Fetched, Failed<P>> {
+async fn fetch<P: Copy>(
+    sources: Vec<Store>,
+    group: Group<P>,
+    on_damage: OnDamage,
+) -> Result<Fetched, Failed<P>> {
     let Group { frame, wanted } = group;
     // Here one frame serves all that is wanted of it; when it cannot be had, each is sought for itself: a collection may
     // have moved it, or it is damaged and another source has it.
@@ -122,20 +163,25 @@ async fn fetch<P: Copy>(sources: Vec<Store>, group: Group<P>) -> Result<Fetched,
         }
         let parts: Option<Vec<_>> = wanted.iter().map(|(hash, _)| part(&frame, hash)).collect();
         if let Some(parts) = parts {
-            return Ok(Fetched::Parts(parts));
+            return Ok(Fetched::Parts(parts, Unreadable::default()));
         }
     }
     let mut parts = Vec::with_capacity(wanted.len());
+    let mut left = Unreadable::default();
     for (hash, place) in wanted {
         match seek(&sources, &hash).await {
             Ok(part) => parts.push(part),
+            Err(error) if on_damage == OnDamage::LeaveOut && error.is_damage() => {
+                left.hashes.push(hash);
+                left.first.get_or_insert(error);
+            }
             Err(error) => {
                 let what = Some((BlockHash::from_bytes(hash), place));
                 return Err(Failed { error: Box::new(error), what });
             }
         }
     }
-    Ok(Fetched::Parts(parts))
+    Ok(Fetched::Parts(parts, left))
 }
 
 /// One part, from whichever source has it undamaged. The error is the first source's.

@@ -41,16 +41,36 @@ async fn a_full_disk_is_said_and_survived() {
 
     // What nobody needs is freed, also while not a byte more can be written.
     let garbage = put(&store, &place.raw("garbage.raw", &noise(4, 4 * MIB as usize))).await.manifest;
-    store.remove_ref(&garbage, "test").await.expect("remove");
+    // A pack of which half is needed goes as well, but its half has to be written first.
+    let half = noise(5, 4 * MIB as usize);
+    let whole = [half.clone(), noise(6, 4 * MIB as usize)].concat();
+    let whole = put(&store, &place.raw("whole.raw", &whole)).await.manifest;
+    let half = put(&store, &place.raw("half.raw", &half)).await.manifest;
+    let more = put(&store, &place.raw("more.raw", &noise(7, 2 * MIB as usize))).await.manifest;
+    for manifest in [&garbage, &whole] {
+        store.remove_ref(manifest, "test").await.expect("remove");
+    }
     let filler = place.path("full/filler");
     let room = || run("df", &["--output=avail", "-B1", &place.text("full")]);
     std::fs::write(&filler, vec![7; 64 << 20]).expect_err("the filler fills it");
     assert!(room().lines().last().is_some_and(|avail| avail.trim() == "0"), "{}", room());
     let report = store.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
-    assert_eq!((report.packs_removed, report.images), (1, 1), "{report:?}");
-    std::fs::remove_file(&filler).expect("remove");
+    assert_eq!((report.packs_removed, report.packs_damaged, report.images), (1, 0, 3), "{report:?}");
+    // The same with room enough to condemn that pack, and too little to write its half.
+    store.remove_ref(&more, "test").await.expect("remove");
+    let filler2 = place.path("full/filler2");
+    std::fs::write(&filler2, vec![7; 64 << 20]).expect_err("the filler fills it");
+    let file = std::fs::File::options().write(true).open(&filler2).expect("open");
+    file.set_len(file.metadata().expect("size").len() - MIB).expect("cut");
+    let report = store.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
+    assert_eq!((report.packs_removed, report.packs_damaged, report.images), (1, 0, 2), "{report:?}");
+    for filler in [&filler, &filler2] {
+        std::fs::remove_file(filler).expect("remove");
+    }
+    let report = store.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
+    assert_eq!((report.packs_removed, report.packs_damaged), (1, 0), "{report:?}");
     let second = put(&store, &place.raw("second.raw", &noise(3, 20 * MIB as usize))).await.manifest;
-    for manifest in [kept, second] {
+    for manifest in [kept, half, second] {
         assert_eq!(store.verify(&manifest).await.expect("verify").damaged_blocks, 0);
     }
 }

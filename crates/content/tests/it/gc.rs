@@ -1,11 +1,12 @@
 //! Garbage collection: what nothing needs goes, what something needs stays.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use content::{BlockCache, GcOptions, GcReport, Store, replicate};
+use content::{BlockCache, GcOptions, GcReport, Store, VerifyOptions, replicate};
 
-use crate::support::{BLOCK, MIB, Place, noise, open, put, read_all, text};
+use crate::support::{BLOCK, MIB, Place, noise, open, put, qcow2, read_all, run, text};
 
 async fn gc(store: &Store) -> GcReport {
     store.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect")
@@ -150,6 +151,89 @@ async fn nothing_is_freed_while_something_is_lost() {
     let refused = store.gc(&GcOptions::default(), |_, _, _| {}).await;
     assert!(refused.is_err(), "{refused:?}");
     assert_eq!(place.objects("store/packs").len(), 2);
+}
+
+/// A rotten block without a good copy keeps its pack, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_keeps_its_own_pack_alone() {
+    let place = Place::new();
+    let (store, other) = (place.store("store").await, place.store("other").await);
+    let shared = noise(1, 40 * BLOCK);
+    let first = put(&store, &place.raw("first.raw", &[shared.clone(), noise(2, 60 * BLOCK)].concat())).await;
+    let rotten = place.objects("store/packs").remove(0);
+    let second = put(&store, &place.raw("second.raw", &[shared.clone(), noise(3, 9 * BLOCK)].concat())).await;
+    let third = put(&store, &place.raw("third.raw", &noise(4, 50 * BLOCK))).await;
+    let second = second.manifest;
+    replicate(&store, &other, &second, "copy", |_| {}).await.expect("replicate");
+    for manifest in [&first.manifest, &third.manifest] {
+        store.remove_ref(manifest, "test").await.expect("remove");
+    }
+    // One byte of the first frame, which 16 of the shared blocks are in.
+    let flip = || {
+        let file = std::fs::File::options().read(true).write(true).open(&rotten).expect("open");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 3000).expect("read");
+        file.write_all_at(&[byte[0] ^ 1], 3000).expect("write");
+    };
+    flip();
+
+    // The first time its pack is condemned, the second time it is so already.
+    for removed in [1, 0] {
+        let report = gc(&store).await;
+        assert_eq!((report.packs_removed, report.packs_damaged), (removed, 1), "{report:?}");
+        assert!(rotten.exists());
+        let verified = store.verify_all(&VerifyOptions::default(), |_, _| {}).await.expect("verify");
+        assert_eq!(
+            (verified.damaged, verified.damages[0].needed_by[0].manifest),
+            (16, second),
+            "{verified:?}"
+        );
+        assert_eq!(verified.damages[0].needed_by.len(), 1);
+    }
+    // What was whole in it was copied out of it: with the pack gone, no more is missing.
+    let hidden = place.path("hidden");
+    std::fs::rename(&rotten, &hidden).expect("hide");
+    let store = place.store("store").await;
+    let verified = store.verify_all(&VerifyOptions::default(), |_, _| {}).await.expect("verify");
+    assert_eq!((verified.needed, verified.damaged), (49 + 2, 16));
+    std::fs::rename(&hidden, &rotten).expect("show");
+
+    // Its image can be shared and built upon: it is as damaged as before, and the store works.
+    let store = place.store("store").await;
+    store.add_ref(&second, "another").await.expect("share");
+    let file = place.text("top.qcow2");
+    qcow2(&file, None, &(49 * BLOCK).to_string(), "64k", &["write -P 7 2560k 64k".to_owned()]);
+    let top = store.commit_overlay(&second, &[file.into()], "top", |_| {}).await.expect("commit").manifest;
+    for image in [&second, &top] {
+        assert_eq!(store.verify(image).await.expect("verify").damaged_blocks, 16);
+    }
+    let report = gc(&store).await;
+    assert_eq!((report.packs_removed, report.packs_damaged), (0, 1), "{report:?}");
+
+    // The disk gives it after all: it moves, and the pack goes.
+    let copy = place.path("copy");
+    run("cp", &["-a", &place.text("store"), &copy.display().to_string()]);
+    flip();
+    let report = gc(&store).await;
+    assert_eq!((report.packs_removed, report.packs_damaged), (1, 0), "{report:?}");
+    for image in [&second, &top] {
+        assert_eq!(store.verify(image).await.expect("verify").damaged_blocks, 0);
+    }
+    assert!(place.objects("store/condemned").is_empty());
+
+    // Or a replica has it: repairing frees the pack as well.
+    let store = place.store("copy").await;
+    let options = VerifyOptions { replicas: vec![other], repair: true };
+    let repaired = store.verify_all(&options, |_, _| {}).await.expect("repair");
+    assert_eq!((repaired.damaged, repaired.repaired), (16, 16), "{repaired:?}");
+    assert!(
+        !place
+            .path("copy/packs")
+            .join(rotten.strip_prefix(place.path("store/packs")).expect("in it"))
+            .exists()
+    );
+    assert_eq!(store.verify_all(&VerifyOptions::default(), |_, _| {}).await.expect("verify").damaged, 0);
+    assert!(place.objects("copy/condemned").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

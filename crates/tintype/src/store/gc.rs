@@ -50,11 +50,15 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
         .await?;
     drop(meter);
     let GcReport { images, live, packs, packs_removed, bytes_removed, bytes_moved, seconds, .. } = report;
+    let damaged = match report.packs_damaged {
+        0 => String::new(),
+        packs => format!("\n  {packs} packs stay for damage: `tintype store verify` names the images"),
+    };
     output.result(&serde_json::to_value(report)?, || {
         let did = if dry_run { "would free" } else { "freed" };
         format!(
             "{images} images need {live} blocks and tables\n  {did} {} ({packs_removed} of {packs} packs), after moving {} \
-             out of them, in {seconds:.2} s",
+             out of them, in {seconds:.2} s{damaged}",
             size(bytes_removed),
             size(bytes_moved),
         )
