@@ -223,7 +223,7 @@ mod tests {
     fn frame() -> EncodedFrame {
         let plain: Vec<u8> = (0..2 * BLOCK_BYTES).map(|i| (i / 700) as u8).collect();
         let hashes = plain.chunks(BLOCK_BYTES).map(|b| *blake3::hash(b).as_bytes()).collect();
-        compress(hashes, plain)
+        compress(hashes, &plain)
     }
 
     fn sealed(keys: &KeyRing, pack: PackId, number: u32) -> Bytes {

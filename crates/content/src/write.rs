@@ -1,7 +1,7 @@
 //! Everything that adds to a store.
 //!
 //! ```text
-//!   put.rs        raw file │ overlays → runs of blocks → hashes, in order
+//!   put.rs        raw file │ overlays → runs of blocks → hashes, and frames where all is new, in order
 //!   replicate.rs  another store       → frames that are missing here (copy.rs)
 //!                        │
 //!   writer.rs     dedup → frames of 16 neighbours → compress in the background
@@ -12,6 +12,7 @@
 
 mod attempt;
 mod bandwidth;
+mod buffers;
 mod copy;
 mod merge;
 mod pack;

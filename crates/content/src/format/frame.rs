@@ -89,6 +89,13 @@ impl EncodedFrame {
 
     /// Appends the frame as the pack's frame number `number`.
     pub(crate) fn write(&self, number: u32, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head(number));
+        out.extend_from_slice(&self.payload);
+    }
+
+    /// What stands before the payload in the pack's frame number `number`.
+    pub(crate) fn head(&self, number: u32) -> Vec<u8> {
+        let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + 32 * self.hashes.len());
         out.extend_from_slice(FRAME_MAGIC);
         let codec = match self.codec {
             Codec::Plain => 0,
@@ -100,7 +107,7 @@ impl EncodedFrame {
         for hash in &self.hashes {
             out.extend_from_slice(hash);
         }
-        out.extend_from_slice(&self.payload);
+        out
     }
 }
 
@@ -137,19 +144,22 @@ pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Compresses the plaintext of a frame of blocks. Costs about 2 ms for 1 MiB: call it where blocking is allowed.
-pub(crate) fn compress(hashes: Vec<[u8; 32]>, plain: Vec<u8>) -> EncodedFrame {
-    // Setting a compressor up costs about as much as compressing a frame.
+pub(crate) fn compress(hashes: Vec<[u8; 32]>, plain: &[u8]) -> EncodedFrame {
+    // Setting a compressor up costs about as much as compressing a frame, and so does fresh memory for what it may write.
     thread_local! {
-        static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> =
-            RefCell::new(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok());
+        static COMPRESSOR: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> =
+            RefCell::new(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok().map(|compressor| (compressor, Vec::new())));
     }
     let smaller = COMPRESSOR.with_borrow_mut(|compressor| {
-        let packed = compressor.as_mut()?.compress(&plain).ok()?;
-        (packed.len() < plain.len()).then_some(packed)
+        let (compressor, packed) = compressor.as_mut()?;
+        packed.clear();
+        packed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        let len = compressor.compress_to_buffer(plain, packed).ok()?;
+        (len < plain.len()).then(|| packed[..len].to_vec())
     });
     let (codec, payload) = match smaller {
         Some(packed) => (Codec::Zstd, packed),
-        None => (Codec::Plain, plain),
+        None => (Codec::Plain, plain.to_vec()),
     };
     EncodedFrame { kind: FrameKind::Blocks, codec, hashes, payload }
 }
@@ -224,7 +234,7 @@ mod tests {
         let plain: Vec<u8> = (0..2 * BLOCK_BYTES).map(|i| (i / 700) as u8).collect();
         let hashes = plain.chunks(BLOCK_BYTES).map(|b| *blake3::hash(b).as_bytes()).collect();
         let mut bytes = Vec::new();
-        compress(hashes, plain).write(7, &mut bytes);
+        compress(hashes, &plain).write(7, &mut bytes);
         bytes
     }
 

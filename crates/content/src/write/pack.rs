@@ -1,7 +1,10 @@
 //! Packs: appended to frame by frame, uploaded in parts while they grow, made durable in order.
 
+use std::fs::File;
+use std::path::PathBuf;
+
 use bytes::Bytes;
-use object_store::{MultipartUpload, ObjectStoreExt};
+use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -46,9 +49,9 @@ impl PackWriter {
     }
 
     /// Appends a frame. Returns the hashes that the index knows since the last call.
-    pub(super) async fn append(&mut self, frame: &EncodedFrame) -> Result<Vec<[u8; 32]>> {
+    pub(super) async fn append(&mut self, frame: EncodedFrame) -> Result<Vec<[u8; 32]>> {
         let mut indexed = Vec::new();
-        let full = self.open.as_ref().is_some_and(|pack| !pack.has_room(frame, self.store.pack_bytes()));
+        let full = self.open.as_ref().is_some_and(|pack| !pack.has_room(&frame, self.store.pack_bytes()));
         if full {
             indexed = self.close().await?;
         }
@@ -90,11 +93,16 @@ impl PackWriter {
 
 struct OpenPack {
     id: PackId,
+    /// The file in which a folder's pack grows, as `object_store` names it.
+    growing: Option<PathBuf>,
     sealer: Option<FrameSealer>,
     /// Dropped before it is complete, it removes what it wrote.
     upload: Box<dyn MultipartUpload>,
     sending: Option<AbortOnDropHandle<object_store::Result<()>>>,
-    part: Vec<u8>,
+    /// What has gathered for the next part, as it came: a copy of it would be most of what this thread does.
+    part: Vec<Bytes>,
+    part_bytes: usize,
+    /// Of the pack, so far.
     len: u32,
     frames: u32,
     entries: Vec<Entry>,
@@ -105,14 +113,17 @@ impl OpenPack {
         let path = pack_path(&id);
         let upload = store.objects().put_multipart(&path).await.map_err(Error::objects("write", &path))?;
         let sealer = store.keys().map(|keys| keys.sealer(id));
-        let part = pack_header(id, sealer.as_ref().map(FrameSealer::key_id));
+        let header = pack_header(id, sealer.as_ref().map(FrameSealer::key_id));
+        let folder = store.location().as_folder();
         Ok(Self {
             id,
+            growing: folder.map(|folder| folder.join(format!("{path}#1"))),
             sealer,
             upload,
             sending: None,
-            len: part.len() as u32,
-            part,
+            len: header.len() as u32,
+            part_bytes: header.len(),
+            part: vec![header.into()],
             frames: 0,
             entries: Vec::new(),
         })
@@ -128,11 +139,11 @@ impl OpenPack {
             && self.entries.len() + frame.hashes.len() <= MAX_PACK_ENTRIES
     }
 
-    async fn append(&mut self, frame: &EncodedFrame) -> Result<()> {
+    async fn append(&mut self, frame: EncodedFrame) -> Result<()> {
         let location = Location {
             pack: self.id,
             offset: self.len,
-            len: self.len_of(frame),
+            len: self.len_of(&frame),
             slot: 0,
             // At most 16.
             count: frame.hashes.len() as u8,
@@ -141,14 +152,19 @@ impl OpenPack {
         for (slot, hash) in frame.hashes.iter().enumerate() {
             self.entries.push(Entry { hash: *hash, location: Location { slot: slot as u8, ..location } });
         }
-        let start = self.part.len();
-        frame.write(self.frames, &mut self.part);
-        if let Some(sealer) = &self.sealer {
-            sealer.seal(&mut self.part, start);
+        match &self.sealer {
+            Some(sealer) => {
+                let mut sealed = Vec::with_capacity(location.len as usize);
+                frame.write(self.frames, &mut sealed);
+                sealer.seal(&mut sealed, 0);
+                self.part.push(sealed.into());
+            }
+            None => self.part.extend([frame.head(self.frames).into(), frame.payload.into()]),
         }
-        self.len += self.len_of(frame);
+        self.part_bytes += location.len as usize;
+        self.len += location.len;
         self.frames += 1;
-        if self.part.len() >= PART_BYTES {
+        if self.part_bytes >= PART_BYTES {
             self.send().await?;
         }
         Ok(())
@@ -159,8 +175,19 @@ impl OpenPack {
         if let Some(sending) = self.sending.take() {
             sending.await?.map_err(Error::objects("write", &pack_path(&self.id)))?;
         }
-        let part = Bytes::from(std::mem::take(&mut self.part));
-        let sending = tokio::spawn(self.upload.put_part(part.into()));
+        let part = PutPayload::from_iter(std::mem::take(&mut self.part));
+        self.part_bytes = 0;
+        let sent = self.upload.put_part(part);
+        let growing = self.growing.clone();
+        let sending = tokio::spawn(async move {
+            sent.await?;
+            if let Some(file) = growing {
+                // Little is left to wait for in the end then. What counts is that end: it makes all of the file durable,
+                // and says what went wrong.
+                drop(tokio::task::spawn_blocking(move || write_out(&file)).await);
+            }
+            Ok(())
+        });
         self.sending = Some(AbortOnDropHandle::new(sending));
         Ok(())
     }
@@ -184,6 +211,11 @@ impl OpenPack {
         }
         Ok(Indexed { hashes, stored_bytes: u64::from(self.len) + segment })
     }
+}
+
+/// Makes the disk write what a file has so far.
+fn write_out(file: &std::path::Path) -> std::io::Result<()> {
+    File::open(file)?.sync_data()
 }
 
 /// Writes a segment under a new name and returns its size.

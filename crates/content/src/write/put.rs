@@ -12,11 +12,12 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::attempt::{Attempt, MAX_ATTEMPTS, Outcome, contended, pause};
+use super::buffers::{Buffer, Buffers};
 use super::pages::PageBuilder;
 use super::runs::{Run, Runs};
 use super::writer::{BlockWriter, Written};
 use super::{Progress, PutReport, workers};
-use crate::format::{BLOCK_BYTES, MAX_FRAME_BLOCKS, Manifest, ZERO_BLOCK};
+use crate::format::{BLOCK_BYTES, EncodedFrame, MAX_FRAME_BLOCKS, Manifest, ZERO_BLOCK, compress};
 use crate::id::{BlockHash, ManifestId, PackId};
 use crate::read::{BlockCache, Image};
 use crate::store::{Store, block_bytes, check_owner};
@@ -155,14 +156,17 @@ impl Store {
             return Err(Error::Refused { reason });
         }
         let pages = base.as_ref().map(|base| base.manifest().pages.clone()).unwrap_or_default();
-        let avoid = Arc::clone(attempt.avoid());
-        let input = Arc::new(Input { source: Arc::clone(source), base, store: self.clone(), avoid });
+        let writer = BlockWriter::new(attempt);
+        let input = Arc::new(Input {
+            source: Arc::clone(source),
+            base,
+            store: self.clone(),
+            avoid: Arc::clone(attempt.avoid()),
+            buffers: writer.buffers().clone(),
+        });
 
-        let mut put = Put {
-            writer: BlockWriter::new(attempt),
-            pages: PageBuilder::new(self.clone(), pages),
-            steps: FuturesOrdered::new(),
-        };
+        let mut put =
+            Put { writer, pages: PageBuilder::new(self.clone(), pages), steps: FuturesOrdered::new() };
         let report = |end: u64| {
             let done_bytes = block_bytes(end).min(logical_bytes);
             progress(Progress { done_bytes, total_bytes: logical_bytes });
@@ -201,6 +205,7 @@ struct Input {
     store: Store,
     /// Condemned packs: what only they hold is new.
     avoid: Arc<HashSet<PackId>>,
+    buffers: Buffers,
 }
 
 /// A part of the disk that is ready to be written, in order.
@@ -212,8 +217,11 @@ enum Step {
 /// Consecutive blocks, read and hashed.
 struct Chunk {
     first: u64,
-    plain: Vec<u8>,
+    plain: Buffer,
     blocks: Vec<Hashed>,
+    /// All of them, if the index has none and they fill a frame: compressed where they were read, while they are in the
+    /// processor's cache.
+    frame: Option<EncodedFrame>,
 }
 
 /// What a block turned out to be.
@@ -249,14 +257,14 @@ impl Put<'_> {
                 pages.zeros(writer, start, end).await?;
                 Ok(end)
             }
-            Some(Step::Chunk(Chunk { first, plain, blocks })) => {
-                let new: Vec<_> = blocks.iter().filter_map(Hashed::new_hash).collect();
-                if new.len() == blocks.len() && writer.is_frame(&new) {
-                    writer.whole_frame(new, plain).await?;
-                } else {
-                    for (block, plain) in blocks.iter().zip(plain.chunks_exact(BLOCK_BYTES)) {
-                        if let Hashed::New(hash) = block {
-                            writer.block(*hash, plain).await?;
+            Some(Step::Chunk(Chunk { first, plain, blocks, frame })) => {
+                match frame.filter(|frame| !writer.is_any_fresh(&frame.hashes)) {
+                    Some(frame) => writer.frame(frame).await?,
+                    None => {
+                        for (block, plain) in blocks.iter().zip(plain.chunks_exact(BLOCK_BYTES)) {
+                            if let Hashed::New(hash) = block {
+                                writer.block(*hash, plain).await?;
+                            }
                         }
                     }
                 }
@@ -311,33 +319,46 @@ fn steps(input: &Arc<Input>, run: Run) -> impl Iterator<Item = BoxFuture<'static
             return Some(std::future::ready(Ok(Step::Zeros { start, end: run.end })).boxed());
         }
         next = run.end.min((start / CHUNK_BLOCKS + 1) * CHUNK_BLOCKS);
-        let task = tokio::spawn(read_chunk(Arc::clone(input), start, (next - start) as usize));
-        Some(async move { Ok(Step::Chunk(task.await??)) }.boxed())
+        let (input, count) = (Arc::clone(input), (next - start) as usize);
+        let reader = Arc::clone(&input);
+        let reading = tokio::task::spawn_blocking(move || read_chunk(&reader, start, count));
+        Some(
+            async move {
+                match reading.await?? {
+                    Read::Whole(chunk) => Ok(Step::Chunk(chunk)),
+                    Read::Part(plain) => Ok(Step::Chunk(complete_chunk(input, start, plain).await?)),
+                }
+            }
+            .boxed(),
+        )
     })
 }
 
-async fn read_chunk(input: Arc<Input>, first: u64, count: usize) -> Result<Chunk> {
-    let offset = block_bytes(first);
-    let mut plain = vec![0; count * BLOCK_BYTES];
-    // The last block of the disk is padded with the zeros that are there already.
-    let len = (input.source.logical_size() - offset).min(plain.len() as u64) as usize;
+/// What the source gave of a chunk.
+enum Read {
+    Whole(Chunk),
+    /// Not all of it: the source's clusters are smaller than a block.
+    Part(Buffer),
+}
 
-    let reader = Arc::clone(&input);
-    let read = tokio::task::spawn_blocking(move || {
-        let covered = reader.source.read_onto(offset, &mut plain[..len])?;
-        // Clusters smaller than a block: the base has the rest of it.
-        let has_more = reader.base.as_ref().is_some_and(|base| covered < len && offset < base.size());
-        match has_more {
-            true => Ok(Err(plain)),
-            false => hash_chunk(&reader, first, plain).map(Ok),
-        }
-    });
-    let mut plain = match read.await? {
-        Ok(Ok(chunk)) => return Ok(chunk),
-        Ok(Err(plain)) => plain,
-        Err(error) => return Err(error),
-    };
-    if let Some(base) = &input.base {
+fn read_chunk(input: &Input, first: u64, count: usize) -> Result<Read> {
+    let offset = block_bytes(first);
+    let mut plain = input.buffers.take(count * BLOCK_BYTES);
+    let len = (input.source.logical_size() - offset).min(plain.len() as u64) as usize;
+    // The last block of the disk is padded.
+    plain[len..].fill(0);
+    match input.source.read_onto(offset, &mut plain[..len])? == len {
+        true => hash_chunk(input, first, plain).map(Read::Whole),
+        false => Ok(Read::Part(plain)),
+    }
+}
+
+/// Reads a chunk again over what the base has there, or over zeros.
+async fn complete_chunk(input: Arc<Input>, first: u64, mut plain: Buffer) -> Result<Chunk> {
+    let offset = block_bytes(first);
+    let len = (input.source.logical_size() - offset).min(plain.len() as u64) as usize;
+    plain.fill(0);
+    if let Some(base) = input.base.as_ref().filter(|base| offset < base.size()) {
         let len = (base.size() - offset).min(len as u64) as usize;
         base.read_at(offset, &mut plain[..len]).await?;
     }
@@ -349,7 +370,7 @@ async fn read_chunk(input: Arc<Input>, first: u64, count: usize) -> Result<Chunk
 }
 
 /// Finds out what each block is.
-fn hash_chunk(input: &Input, first: u64, plain: Vec<u8>) -> Result<Chunk> {
+fn hash_chunk(input: &Input, first: u64, plain: Buffer) -> Result<Chunk> {
     let blocks = plain.chunks_exact(BLOCK_BYTES).map(|block| {
         if block == ZERO_BLOCK {
             return Ok(Hashed::Zeros);
@@ -362,5 +383,8 @@ fn hash_chunk(input: &Input, first: u64, plain: Vec<u8>) -> Result<Chunk> {
         })
     });
     let blocks = blocks.collect::<Result<Vec<_>>>()?;
-    Ok(Chunk { first, plain, blocks })
+    let new: HashSet<_> = blocks.iter().filter_map(Hashed::new_hash).collect();
+    let frame = (new.len() == MAX_FRAME_BLOCKS)
+        .then(|| compress(blocks.iter().filter_map(Hashed::new_hash).collect(), &plain));
+    Ok(Chunk { first, plain, blocks, frame })
 }

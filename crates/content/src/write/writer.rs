@@ -9,6 +9,7 @@ use futures::{FutureExt, StreamExt};
 
 use super::attempt::Attempt;
 use super::bandwidth::Bandwidth;
+use super::buffers::{BUFFER_BYTES, Buffer, Buffers};
 use super::pack::{PackWriter, Packed};
 use super::workers;
 use crate::Result;
@@ -20,8 +21,10 @@ use crate::id::{BlockHash, ManifestId, PackId, PageId};
 pub(crate) struct BlockWriter<'a> {
     attempt: &'a Attempt,
     packs: PackWriter,
+    /// Blocks that wait to be a frame.
     hashes: Vec<[u8; 32]>,
-    plain: Vec<u8>,
+    plain: Option<Buffer>,
+    buffers: Buffers,
     /// Pages and manifests that wait for the gathered blocks before them.
     held_tables: Vec<EncodedFrame>,
     frames: FuturesOrdered<BoxFuture<'static, Result<EncodedFrame>>>,
@@ -51,7 +54,8 @@ impl<'a> BlockWriter<'a> {
             packs: PackWriter::new(attempt.store().clone(), attempt.id()),
             attempt,
             hashes: Vec::new(),
-            plain: Vec::new(),
+            plain: None,
+            buffers: Buffers::default(),
             held_tables: Vec::new(),
             frames: FuturesOrdered::new(),
             fresh: HashSet::new(),
@@ -78,25 +82,21 @@ impl<'a> BlockWriter<'a> {
             return Ok(());
         }
         self.new_blocks += 1;
+        let at = self.hashes.len() * BLOCK_BYTES;
+        let gathered = self.plain.get_or_insert_with(|| self.buffers.take(BUFFER_BYTES));
+        gathered[at..at + BLOCK_BYTES].copy_from_slice(plain);
         self.hashes.push(*hash.as_bytes());
-        self.plain.extend_from_slice(plain);
         if self.hashes.len() == MAX_FRAME_BLOCKS { self.close_frame().await } else { Ok(()) }
     }
 
-    /// Whether these blocks, none of which the index has, are a frame as they are.
-    pub(super) fn is_frame(&self, hashes: &[[u8; 32]]) -> bool {
-        let mut seen = HashSet::new();
-        hashes.len() == MAX_FRAME_BLOCKS
-            && hashes.iter().all(|hash| seen.insert(hash) && !self.fresh.contains(hash))
+    /// Whether this writer was given any of these and the index may not know it yet.
+    pub(super) fn is_any_fresh(&self, hashes: &[[u8; 32]]) -> bool {
+        hashes.iter().any(|hash| self.fresh.contains(hash))
     }
 
-    /// Adds a frame's worth of blocks without copying them; see [`Self::is_frame`]. Blocks that were gathered before go on
-    /// waiting for others.
-    pub(super) async fn whole_frame(&mut self, hashes: Vec<[u8; 32]>, plain: Vec<u8>) -> Result<()> {
-        self.fresh.extend(&hashes);
-        self.new_blocks += hashes.len() as u64;
-        self.compress(hashes, plain);
-        self.drain(2 * workers()).await
+    /// The buffers that this writer takes, for those who feed it.
+    pub(super) fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// Takes note that a block was found in a pack, and is counted on to stay there.
@@ -155,18 +155,13 @@ impl<'a> BlockWriter<'a> {
         Ok(Written { packs, new_blocks: self.new_blocks, payload_bytes: self.payload_bytes, stored_bytes })
     }
 
-    fn compress(&mut self, hashes: Vec<[u8; 32]>, plain: Vec<u8>) {
-        let task = tokio::task::spawn_blocking(move || compress(hashes, plain));
-        self.frames.push_back(async move { Ok(task.await?) }.boxed());
-    }
-
     /// Sends the gathered blocks to be compressed, and the pages that waited for them.
     async fn close_frame(&mut self) -> Result<()> {
-        if !self.hashes.is_empty() {
+        if let Some(plain) = self.plain.take() {
             let hashes = std::mem::take(&mut self.hashes);
-            let capacity = MAX_FRAME_BLOCKS * BLOCK_BYTES;
-            let plain = std::mem::replace(&mut self.plain, Vec::with_capacity(capacity));
-            self.compress(hashes, plain);
+            let bytes = hashes.len() * BLOCK_BYTES;
+            let task = tokio::task::spawn_blocking(move || compress(hashes, &plain[..bytes]));
+            self.frames.push_back(async move { Ok(task.await?) }.boxed());
         }
         for page in self.held_tables.drain(..) {
             self.frames.push_back(std::future::ready(Ok(page)).boxed());
@@ -185,7 +180,7 @@ impl<'a> BlockWriter<'a> {
             if frame.kind == FrameKind::Blocks {
                 self.payload_bytes += frame.payload.len() as u64;
             }
-            for hash in self.packs.append(&frame).await? {
+            for hash in self.packs.append(frame).await? {
                 self.fresh.remove(&hash);
             }
         }

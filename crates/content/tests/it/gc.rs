@@ -103,7 +103,7 @@ async fn small_packs_are_gathered() {
 async fn what_a_dead_writer_left_goes() {
     let place = Place::new();
     let store = place.store("store").await;
-    let raw = place.raw("disk.raw", &noise(5, 90 * MIB as usize));
+    let raw = place.raw("disk.raw", &noise(5, 120 * MIB as usize));
     let kept = put(&store, &place.raw("kept.raw", &text(1))).await.manifest;
     let clean = store.stats().await.expect("stats").stored_bytes;
     {
@@ -116,12 +116,14 @@ async fn what_a_dead_writer_left_goes() {
                     _ = cut.as_mut() => panic!("it ended"),
                     () = tokio::time::sleep(Duration::from_millis(5)) => {}
                 }
-                if place.objects("store/packs").len() >= 3 {
+                let packs = place.objects("store/packs");
+                let growing = packs.iter().filter(|pack| pack.display().to_string().contains('#')).count();
+                if (packs.len(), growing) == (3, 1) {
                     break;
                 }
             }
         });
-        timeout.await.expect("the second pack begins");
+        timeout.await.expect("the first pack is complete, the second begins");
     }
     let other = place.store("store").await;
     let report = gc(&other).await;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{BLOCK, MIB, Place, noise, open, put, qcow2, read_all, run, text};
 use content::{BlockCache, Error, Store, StoreOptions, replicate};
+use disk::{BlockSource, Extent, ExtentKind, Extents};
 use proptest::prelude::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,6 +56,64 @@ async fn a_disk_is_stored_once() {
 
     let report = store.verify(&first.manifest).await.expect("verify");
     assert_eq!((report.blocks, report.damaged_blocks), (62, 0));
+}
+
+/// A disk of which only some bytes are known: the first `held` of each block from `start` on.
+struct Patches {
+    bytes: Vec<u8>,
+    start: usize,
+    held: usize,
+}
+
+impl BlockSource for Patches {
+    fn logical_size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn extents(&self) -> Extents<'_> {
+        let starts = (self.start..self.bytes.len()).step_by(BLOCK);
+        let whole = Extent { start: 0, len: self.start as u64, kind: ExtentKind::Data };
+        let parts = starts.map(|start| {
+            let len = self.held.min(self.bytes.len() - start) as u64;
+            Extent { start: start as u64, len, kind: ExtentKind::Data }
+        });
+        Box::new(std::iter::once(whole).chain(parts).map(Ok))
+    }
+
+    fn read_onto(&self, offset: u64, buf: &mut [u8]) -> disk::Result<usize> {
+        let mut covered = 0;
+        for (at, byte) in (offset as usize..).zip(buf) {
+            if at < self.start || at % BLOCK < self.held {
+                *byte = self.bytes[at];
+                covered += 1;
+            }
+        }
+        Ok(covered)
+    }
+}
+
+/// Buffers are used again: what one held before is in no block after it, neither where a source holds nothing nor behind the
+/// end of the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_before_is_in_no_later_block() {
+    let place = Place::new();
+    let store = place.store("store").await;
+    let start = 24 * MIB as usize;
+    let bytes = noise(1, start + 33 * BLOCK + 100);
+    let mut expected = bytes.clone();
+    for part in expected[start..].chunks_mut(BLOCK) {
+        let held = part.len().min(4096);
+        part[held..].fill(0);
+    }
+    let put =
+        store.put_source(Arc::new(Patches { bytes, start, held: 4096 }), "one", |_| {}).await.expect("put");
+    assert!(read_all(&open(&store, &put.manifest).await).await == expected);
+
+    // The block at the end is the same behind other data: it is the disk's bytes and zeros.
+    let mut other = vec![0; expected.len()];
+    other[start + 33 * BLOCK..].copy_from_slice(&expected[start + 33 * BLOCK..]);
+    let other = store.put_raw(&place.raw("other.raw", &other), "two", |_| {}).await.expect("put");
+    assert_eq!((other.data_bytes, other.new_blocks), (BLOCK as u64, 0));
 }
 
 #[tokio::test]

@@ -57,6 +57,11 @@ impl Lab {
         if self.quick { count.div_ceil(10) } else { count }
     }
 
+    /// How often a VM is booted: a boot takes half a minute.
+    pub(super) fn boots(&self, count: usize) -> usize {
+        if self.quick { 1 } else { count }
+    }
+
     pub(super) fn cache(&self) -> &Path {
         &self.cache
     }
@@ -80,6 +85,13 @@ impl Lab {
     pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("store").args(arguments).arg("--json");
+        command
+    }
+
+    /// The process of one VM, which the server starts otherwise.
+    pub(super) fn vmhost(&self, dir: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("vmhost").arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
 
@@ -144,19 +156,43 @@ pub(super) fn drop_caches() -> anyhow::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches")
 }
 
-/// Reads a file's data once, so that the next reader finds it in memory.
-pub(super) fn warm(path: &Path) -> anyhow::Result<()> {
-    let read = || -> std::io::Result<()> {
-        let file = File::open(path)?;
-        let mut buffer = vec![0; 1 << 20];
-        for (start, end) in data_extents(&file)? {
-            let mut at = start;
-            while at < end {
-                let len = (end - at).min(buffer.len() as u64) as usize;
-                std::os::unix::fs::FileExt::read_exact_at(&file, &mut buffer[..len], at)?;
-                at += len as u64;
+/// Where everything is that a put reads, when it begins. The same for every tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caches {
+    /// On the disk: the kernel's caches were emptied just before. The input, the store and the programs are read from there.
+    Cold,
+    /// In memory: all of the input was read just before, its holes too, since some tools read them.
+    Warm,
+}
+
+impl Caches {
+    pub(super) const BOTH: [Self; 2] = [Self::Cold, Self::Warm];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+        }
+    }
+
+    /// Makes it so, with nothing left to be written either.
+    pub(super) fn prepare(self, input: &Path) -> anyhow::Result<()> {
+        match self {
+            Self::Cold => drop_caches(),
+            Self::Warm => {
+                rustix::fs::sync();
+                read_all(input)
             }
         }
+    }
+}
+
+/// Reads a file to its end, holes included.
+fn read_all(path: &Path) -> anyhow::Result<()> {
+    let read = || -> std::io::Result<()> {
+        let mut file = File::open(path)?;
+        let mut buffer = vec![0; 1 << 20];
+        while file.read(&mut buffer)? > 0 {}
         Ok(())
     };
     read().with_context(|| format!("cannot read {}", path.display()))

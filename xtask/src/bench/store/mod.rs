@@ -4,14 +4,16 @@
 //!   inputs ── two Debian disks, made once and kept in the cache
 //!   lab    ── the program, a scratch folder, clocks
 //!     │
-//!   puts (with peers) · commit · ready · export · memory · sparse · lineage      each gives rows
+//!   puts (with peers) · commit · ready · boot · export · memory · sparse · lineage      each gives rows
 //!     │
 //!   table  ── medians, goals, verdicts; or one JSON object
 //! ```
 //!
 //! Everything goes through the program's command line, so that starting a process, opening a store and making the result
-//! durable are part of each figure.
+//! durable are part of each figure. What a put or a VM reads is on the disk or in memory when it begins (`lab::Caches`), the
+//! same for every tool.
 
+mod boot;
 mod commit;
 mod export;
 mod inputs;
@@ -40,10 +42,11 @@ struct Part {
     run: fn(&Lab, &Inputs) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     Part { name: "put", run: puts::run },
     Part { name: "commit", run: commit::run },
     Part { name: "ready", run: ready::run },
+    Part { name: "boot", run: boot::run },
     Part { name: "export", run: export::run },
     Part { name: "memory", run: memory::run },
     Part { name: "sparse", run: sparse::run },
@@ -53,7 +56,7 @@ const PARTS: [Part; 7] = [
 /// Measures the block store: time, bytes and memory of what `tintype store` does, beside the goals and
 /// beside qemu-img, borg, restic, casync and cp where they are installed.
 ///
-/// Needs root, mmdebstrap and QEMU's tools. Inputs are made once, in ${TINTYPE_CACHE:-~/.cache/tintype}/bench;
+/// Needs root, mmdebstrap, QEMU and its tools. Inputs are made once, in ${TINTYPE_CACHE:-~/.cache/tintype}/bench;
 /// the scratch folder beside them needs 8 GiB and is removed at the end.
 ///
 /// Examples:
@@ -65,7 +68,7 @@ pub(crate) struct Arguments {
     /// Once instead of five times, and 10 disks instead of 100.
     #[arg(long)]
     quick: bool,
-    /// Parts to run, of: put, commit, ready, export, memory, sparse, lineage.
+    /// Parts to run, of: put, commit, ready, boot, export, memory, sparse, lineage.
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,
     /// Leave out the other tools, which take most of the time.

@@ -6,15 +6,38 @@ use std::process::Command;
 use anyhow::Context;
 
 use super::inputs::Inputs;
-use super::lab::{Lab, bytes_below, run, timed, warm};
+use super::lab::{Caches, Lab, bytes_below, run, timed};
+
+/// Wall times of keeping the first disk, and the second after it.
+#[derive(Default)]
+pub(super) struct Times {
+    pub(super) first_s: Vec<f64>,
+    pub(super) second_s: Vec<f64>,
+}
 
 /// What a tool needed.
 #[derive(Default)]
 pub(super) struct Figures {
-    pub(super) first_s: Vec<f64>,
-    pub(super) second_s: Vec<f64>,
+    pub(super) cold: Times,
+    pub(super) warm: Times,
     /// Bytes of all its files, with both disks.
     pub(super) stored_bytes: u64,
+}
+
+impl Figures {
+    pub(super) fn of(&self, caches: Caches) -> &Times {
+        match caches {
+            Caches::Cold => &self.cold,
+            Caches::Warm => &self.warm,
+        }
+    }
+
+    pub(super) fn of_mut(&mut self, caches: Caches) -> &mut Times {
+        match caches {
+            Caches::Cold => &mut self.cold,
+            Caches::Warm => &mut self.warm,
+        }
+    }
 }
 
 /// A tool that can keep disks.
@@ -56,14 +79,26 @@ impl Peer {
         std::env::split_paths(&path).any(|folder| folder.join(self.program()).is_file())
     }
 
-    /// One more run of the tool at both disks.
-    pub(super) fn measure(self, lab: &Lab, inputs: &Inputs, figures: &mut Figures) -> anyhow::Result<()> {
+    /// Whether a goal names it. The others are slow, or no stores, and shown after one turn.
+    pub(super) fn has_goal(self) -> bool {
+        matches!(self, Self::QemuImg | Self::Borg | Self::Restic)
+    }
+
+    /// One more turn of the tool at both disks.
+    pub(super) fn measure(
+        self,
+        lab: &Lab,
+        inputs: &Inputs,
+        caches: Caches,
+        figures: &mut Figures,
+    ) -> anyhow::Result<()> {
         let folder = lab.fresh("peer")?;
         self.prepare(&folder)?;
+        let figure = figures.of_mut(caches);
         for (name, disk, times) in
-            [("v1", &inputs.v1, &mut figures.first_s), ("v2", &inputs.v2, &mut figures.second_s)]
+            [("v1", &inputs.v1, &mut figure.first_s), ("v2", &inputs.v2, &mut figure.second_s)]
         {
-            warm(&disk.path)?;
+            caches.prepare(&disk.path)?;
             let (seconds, ()) = timed(|| {
                 run(&mut self.keep(&folder, name, &disk.path))?;
                 sync_below(&folder)

@@ -9,8 +9,8 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::inputs::{Disk, Inputs};
-use super::lab::{Lab, bytes_below, data_extents, drop_caches, sha256, warm};
-use super::peers::{Figures, PEERS, Peer};
+use super::lab::{Caches, Lab, bytes_below, data_extents, drop_caches, sha256};
+use super::peers::{Figures, PEERS, Peer, Times};
 use super::table::{Row, median, mib};
 
 const BLOCK: usize = 64 << 10;
@@ -21,15 +21,13 @@ const LEVEL: i32 = 3;
 /// What our own runs gave.
 #[derive(Default)]
 struct Ours {
-    put1: Vec<f64>,
+    put: Figures,
     get1: Vec<f64>,
-    put2: Vec<f64>,
     get2: Vec<f64>,
     replicate2: Vec<f64>,
     data_bytes: u64,
     stored2_bytes: u64,
     moved_bytes: u64,
-    both_bytes: u64,
 }
 
 pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
@@ -40,12 +38,15 @@ pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
     }
     for turn in 0..lab.runs() {
         // By turns, so that whatever else the machine does is the same for all.
-        lab.say(&format!("put, get and replicate, run {}", turn + 1));
-        one_run(lab, inputs, &mut ours)?;
-        for (peer, figures) in &mut peers {
-            if let Some(figures) = figures {
-                lab.say(&format!("{}, run {}", peer.name(), turn + 1));
-                peer.measure(lab, inputs, figures)?;
+        for caches in Caches::BOTH {
+            let state = caches.name();
+            lab.say(&format!("put ({state}), get and replicate, turn {}", turn + 1));
+            one_turn(lab, inputs, caches, &mut ours)?;
+            for (peer, figures) in &mut peers {
+                if let Some(figures) = figures.as_mut().filter(|_| turn == 0 || peer.has_goal()) {
+                    lab.say(&format!("{} ({state}), turn {}", peer.name(), turn + 1));
+                    peer.measure(lab, inputs, caches, figures)?;
+                }
             }
         }
     }
@@ -55,33 +56,40 @@ pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
         peers.iter().find(|(peer, _)| *peer == wanted).and_then(|(_, figures)| figures.as_ref())
     };
 
-    let put1 = median(&ours.put1);
-    let mut head = vec![
-        against(&ours, "qemu-img", 0.5, of(Peer::QemuImg).map(|f| median(&f.first_s))),
-        against(&ours, "borg", 1.0 / 10.0, of(Peer::Borg).map(|f| median(&f.first_s))),
-        against(&ours, "restic", 1.0 / 15.0, of(Peer::Restic).map(|f| median(&f.first_s))),
-    ];
+    let mut head = Vec::new();
+    for caches in Caches::BOTH {
+        for (peer, name, share) in [
+            (Peer::QemuImg, "qemu-img", 0.5),
+            (Peer::Borg, "borg", 1.0 / 10.0),
+            (Peer::Restic, "restic", 1.0 / 15.0),
+        ] {
+            head.push(against(&ours, caches, name, share, of(peer)));
+        }
+    }
     let borg = of(Peer::Borg).map(|figures| figures.stored_bytes);
-    let stored = format!("{:.1} MiB", mib(ours.both_bytes));
-    let value = json!({ "stored_bytes": ours.both_bytes, "borg_bytes": borg });
+    let stored = format!("{:.1} MiB", mib(ours.put.stored_bytes));
+    let value = json!({ "stored_bytes": ours.put.stored_bytes, "borg_bytes": borg });
     head.push(match borg {
         Some(borg) => Row::goal(
             "stored bytes of v1 + v2, everything included",
-            format!("{stored}, {:.3} × borg's", ours.both_bytes as f64 / borg as f64),
+            format!("{stored}, {:.3} × borg's", ours.put.stored_bytes as f64 / borg as f64),
             "1.02 × borg's",
-            ours.both_bytes as f64 <= 1.02 * borg as f64,
+            ours.put.stored_bytes as f64 <= 1.02 * borg as f64,
             value,
         ),
         None => Row::shown("stored bytes of v1 + v2 (no borg here)", stored, value),
     });
-    let put2 = median(&ours.put2);
-    head.push(Row::goal(
-        "put v2 after v1",
-        format!("{put2:.2} s, {:.2} × put v1", put2 / put1),
-        "0.35 × put v1, or 0.4 s",
-        put2 <= 0.35 * put1 || put2 <= 0.4,
-        json!({ "seconds": ours.put2 }),
-    ));
+    for caches in Caches::BOTH {
+        let Times { first_s, second_s } = ours.put.of(caches);
+        let (put1, put2) = (median(first_s), median(second_s));
+        head.push(Row::goal(
+            &format!("put v2 after v1, {}", caches.name()),
+            format!("{put2:.2} s, {:.2} × put v1", put2 / put1),
+            "0.35 × put v1, or 0.4 s",
+            put2 <= 0.35 * put1 || put2 <= 0.4,
+            json!({ "seconds": second_s }),
+        ));
+    }
     head.push(Row::goal(
         "… its new bytes",
         format!("{:.1} MiB, {:.2} × those blocks", mib(ours.stored2_bytes), ours.stored2_bytes as f64 / changed.alone as f64),
@@ -113,37 +121,41 @@ pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
 
 /// A row that shows another tool.
 fn beside(peer: Peer, figures: Option<&Figures>) -> Row {
-    let work = format!("beside it: {}", peer.name());
-    let Some(Figures { first_s, second_s, stored_bytes }) = figures else {
+    let turns = if peer.has_goal() { "" } else { " (one turn)" };
+    let work = format!("beside it: {}{turns}", peer.name());
+    let Some(Figures { cold, warm, stored_bytes }) = figures else {
         return Row::shown(&work, "not installed".to_owned(), Value::Null);
     };
-    let (first, second) = (median(first_s), median(second_s));
-    let text = format!("v1 {first:.2} s, v2 {second:.2} s, both {:.1} MiB", mib(*stored_bytes));
-    Row::shown(&work, text, json!({ "v1_s": first_s, "v2_s": second_s, "stored_bytes": stored_bytes }))
+    let shown = |times: &Times| format!("{:.2} s, {:.2} s", median(&times.first_s), median(&times.second_s));
+    let text =
+        format!("v1, v2 cold {}; warm {}; both {:.1} MiB", shown(cold), shown(warm), mib(*stored_bytes));
+    let value = |times: &Times| json!({ "v1_s": times.first_s, "v2_s": times.second_s });
+    Row::shown(&work, text, json!({ "cold": value(cold), "warm": value(warm), "stored_bytes": stored_bytes }))
 }
 
 /// One put of v1 into an empty store, v2 after it, each read back cold; then v2 to a store that has v1.
-fn one_run(lab: &Lab, inputs: &Inputs, ours: &mut Ours) -> anyhow::Result<()> {
+fn one_turn(lab: &Lab, inputs: &Inputs, caches: Caches, ours: &mut Ours) -> anyhow::Result<()> {
     let folder = lab.fresh("regions")?;
     let (west, east) = (folder.join("west").display().to_string(), folder.join("east").display().to_string());
     let mut manifests = Vec::new();
     for disk in [&inputs.v1, &inputs.v2] {
-        warm(&disk.path)?;
+        caches.prepare(&disk.path)?;
         let (put, report) = lab.store(&["put", &disk.text(), "--region", &west, "--format", "raw"])?;
         let manifest = report["manifest"].as_str().context("a put without a manifest")?.to_owned();
         let get = cold_get(lab, &folder, &west, &manifest, disk)?;
+        let times = ours.put.of_mut(caches);
         if manifests.is_empty() {
-            ours.put1.push(put);
+            times.first_s.push(put);
             ours.get1.push(get);
             ours.data_bytes = number(&report, "data_bytes")?;
         } else {
-            ours.put2.push(put);
+            times.second_s.push(put);
             ours.get2.push(get);
             ours.stored2_bytes = number(&report, "stored_bytes")?;
         }
         manifests.push(manifest);
     }
-    ours.both_bytes = bytes_below(Path::new(&west))?;
+    ours.put.stored_bytes = bytes_below(Path::new(&west))?;
     lab.store(&["replicate", &manifests[0], "--from", &west, "--to", &east])?;
     let (seconds, report) = lab.store(&["replicate", &manifests[1], "--from", &west, "--to", &east])?;
     ours.replicate2.push(seconds);
@@ -163,22 +175,21 @@ fn cold_get(lab: &Lab, folder: &Path, region: &str, manifest: &str, disk: &Disk)
 }
 
 /// A row that compares put v1 with another tool.
-fn against(ours: &Ours, name: &str, share: f64, theirs: Option<f64>) -> Row {
-    let put = median(&ours.put1);
-    let work = format!("put v1 ({:.0} MiB of data), against {name}", mib(ours.data_bytes));
-    let value = json!({ "seconds": ours.put1 });
-    match theirs {
-        None => Row::shown(&work, format!("{put:.2} s"), value),
-        Some(theirs) => {
-            let goal = if share < 0.5 {
-                format!("{:.0} times faster ({:.2} s)", 1.0 / share, theirs * share)
-            } else {
-                format!("{share} × its time ({:.2} s)", theirs * share)
-            };
-            let measured = format!("{put:.2} s against {theirs:.2} s: {:.1} times faster", theirs / put);
-            Row::goal(&work, measured, &goal, put <= share * theirs, value)
-        }
-    }
+fn against(ours: &Ours, caches: Caches, name: &str, share: f64, theirs: Option<&Figures>) -> Row {
+    let times = &ours.put.of(caches).first_s;
+    let put = median(times);
+    let work = format!("put v1 ({:.0} MiB of data), {}, against {name}", mib(ours.data_bytes), caches.name());
+    let value = json!({ "seconds": times });
+    let Some(theirs) = theirs.map(|figures| median(&figures.of(caches).first_s)) else {
+        return Row::shown(&work, format!("{put:.2} s"), value);
+    };
+    let goal = if share < 0.5 {
+        format!("{:.0} times faster ({:.2} s)", 1.0 / share, theirs * share)
+    } else {
+        format!("{share} × its time ({:.2} s)", theirs * share)
+    };
+    let measured = format!("{put:.2} s against {theirs:.2} s: {:.1} times faster", theirs / put);
+    Row::goal(&work, measured, &goal, put <= share * theirs, value)
 }
 
 fn number(report: &Value, name: &str) -> anyhow::Result<u64> {

@@ -62,11 +62,6 @@ pub(super) fn run(lab: &Lab, inputs: &Inputs) -> anyhow::Result<Vec<Row>> {
         overlays_bytes < 100 << 20,
         json!({ "bytes": overlays_bytes }),
     ));
-    rows.push(Row::shown(
-        "boot to ready over the lazy disk",
-        "not measured here: `tintype demo` prints vm_ready_s".to_owned(),
-        serde_json::Value::Null,
-    ));
     lab.fresh("ready")?;
     Ok(rows)
 }
