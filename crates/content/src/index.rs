@@ -4,21 +4,24 @@
 //! from the page cache finds it. No entry is kept in this process's memory, whatever the store's size; a process holds an
 //! open file and a list of pack ids for each segment, and merging keeps segments few (`write/merge.rs`).
 //!
-//! The segments of a folder store are read where they are. Those of a remote one are read from local copies (`mirror.rs`).
+//! The segments of a folder store are read where they are. Those of a remote or encrypted one are read from local copies
+//! (`mirror.rs`); those of an encrypted one are sealed here as well, in frames of 4 KiB, and a lookup opens one or two.
 
 mod mirror;
+mod segment_file;
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 
 pub(crate) use self::mirror::Mirror;
+use self::segment_file::SegmentFile;
 use crate::format::{ENTRY_BYTES, Entry, Location, SegmentHeader, decode_entry};
 use crate::id::PackId;
+use crate::seal::KeyRing;
 use crate::{Error, Result};
 
 /// Entries of one read: what fits 4 KiB.
@@ -76,6 +79,13 @@ impl Index {
     /// Takes note of segments that came or went since.
     pub(crate) async fn refresh(self: &Arc<Self>) -> Result<()> {
         let _alone = self.refreshing.lock().await;
+        if let Source::Mirror(mirror) = &self.source {
+            // Copies that turned out to be damaged are fetched again.
+            self.segments()
+                .iter()
+                .filter(|segment| segment.is_damaged())
+                .for_each(|segment| mirror.forget(&segment.name));
+        }
         for _ in 0..MAX_LISTINGS {
             let names = match &self.source {
                 Source::Folder(_) => None,
@@ -112,14 +122,7 @@ impl Index {
         let check = move || {
             for segment in index.segments().iter() {
                 match segment.visit(|_| {}) {
-                    Err(Error::DamagedObject { reason, .. }) => {
-                        index.set_aside(segment.name.clone(), &reason);
-                        // The store's own may be whole: it is fetched again.
-                        if let Source::Mirror(mirror) = &index.source {
-                            mirror.forget(&segment.name);
-                            index.changing_damaged(|damaged| damaged.remove(&segment.name));
-                        }
-                    }
+                    Err(Error::DamagedObject { reason, .. }) => index.distrust(segment, &reason),
                     checked => checked?,
                 }
             }
@@ -135,8 +138,16 @@ impl Index {
         self.damaged.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes note of a segment that turned out to be damaged. A copy of one is fetched again when the index is refreshed.
+    pub(crate) fn distrust(&self, segment: &Segment, reason: &str) {
+        match self.source {
+            Source::Folder(_) => self.set_aside(segment.name.clone(), reason),
+            Source::Mirror(_) => segment.damaged.store(true, Ordering::Relaxed),
+        }
+    }
+
     /// Does without a segment.
-    pub(crate) fn set_aside(&self, name: String, reason: &str) {
+    fn set_aside(&self, name: String, reason: &str) {
         tracing::warn!(
             name,
             reason,
@@ -217,11 +228,12 @@ impl Index {
         });
         let damaged = self.damaged();
         for name in names.into_iter().filter(|name| !damaged.contains(name)) {
-            if let Some(segment) = known.iter().find(|segment| segment.name == name) {
+            let known = known.iter().find(|segment| segment.name == name && !segment.is_damaged());
+            if let Some(segment) = known {
                 segments.push(Arc::clone(segment));
                 continue;
             }
-            match (Segment::open(dir, &name), mirror) {
+            match (Segment::open(dir, &name, mirror.and_then(Mirror::keys)), mirror) {
                 (Ok(Some(segment)), _) => segments.push(Arc::new(segment)),
                 (Ok(None), _) => return Ok(None),
                 (Err(error @ Error::DamagedObject { .. }), Some(mirror)) => {
@@ -266,34 +278,42 @@ fn is_segment_name(name: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Segment {
     name: String,
-    path: PathBuf,
-    file: File,
+    file: SegmentFile,
     header: SegmentHeader,
     packs: Vec<PackId>,
+    /// Found to be, since it was opened.
+    damaged: AtomicBool,
 }
 
 impl Segment {
     /// `None` if it is gone.
-    fn open(dir: &Path, name: &str) -> Result<Option<Self>> {
-        let path = dir.join(name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("open", &path)(error)),
-        };
+    fn open(dir: &Path, name: &str, keys: Option<&KeyRing>) -> Result<Option<Self>> {
+        let Some(file) = SegmentFile::open(dir, name, keys)? else { return Ok(None) };
         let damaged = |reason| Error::DamagedObject { object: format!("index/{name}"), reason };
-        let len = file.metadata().map_err(Error::io("read the size of", &path))?.len();
+        let len = file.size();
         let mut bytes = [0; SegmentHeader::BYTES];
         if len < bytes.len() as u64 {
             return Err(damaged(format!("{len} bytes are too few")));
         }
-        file.read_exact_at(&mut bytes, 0).map_err(Error::io("read", &path))?;
+        file.read_exact_at(&mut bytes, 0)?;
         let header = SegmentHeader::decode(&bytes, len).map_err(damaged)?;
         let mut table = vec![0; 16 * header.packs as usize];
-        file.read_exact_at(&mut table, bytes.len() as u64).map_err(Error::io("read", &path))?;
+        file.read_exact_at(&mut table, bytes.len() as u64)?;
         let (ids, _) = table.as_chunks::<16>();
         let packs = ids.iter().map(|id| PackId::from_bytes(*id)).collect();
-        Ok(Some(Self { name: name.to_owned(), path, file, header, packs }))
+        Ok(Some(Self { name: name.to_owned(), file, header, packs, damaged: AtomicBool::new(false) }))
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Remembers damage, so that a copy is fetched again when the index is refreshed.
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        if matches!(result, Err(Error::DamagedObject { .. })) {
+            self.damaged.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -310,11 +330,15 @@ impl Segment {
 
     /// Reads the whole segment and checks its checksum.
     pub(crate) fn read_all(&self) -> Result<Vec<Entry>> {
+        self.note(self.try_read_all())
+    }
+
+    fn try_read_all(&self) -> Result<Vec<Entry>> {
         let damaged = |reason| Error::DamagedObject { object: format!("index/{}", self.name), reason };
         let at = self.header.entries_at() as usize;
         let end = at + self.header.entries as usize * ENTRY_BYTES;
         let mut bytes = vec![0; end + 32];
-        self.file.read_exact_at(&mut bytes, 0).map_err(Error::io("read", &self.path))?;
+        self.file.read_exact_at(&mut bytes, 0)?;
         if blake3::hash(&bytes[..end]).as_bytes() != &bytes[end..] {
             return Err(damaged("its bytes do not have its checksum".to_owned()));
         }
@@ -324,11 +348,15 @@ impl Segment {
     }
 
     /// Visits every entry in order, a few at a time in memory; an error where the bytes do not have their checksum.
-    pub(crate) fn visit(&self, mut visit: impl FnMut(&Entry)) -> Result<()> {
+    pub(crate) fn visit(&self, visit: impl FnMut(&Entry)) -> Result<()> {
+        self.note(self.try_visit(visit))
+    }
+
+    fn try_visit(&self, mut visit: impl FnMut(&Entry)) -> Result<()> {
         let damaged = |reason| Error::DamagedObject { object: format!("index/{}", self.name), reason };
         let mut hasher = blake3::Hasher::new();
         let mut head = vec![0; self.header.entries_at() as usize];
-        self.file.read_exact_at(&mut head, 0).map_err(Error::io("read", &self.path))?;
+        self.file.read_exact_at(&mut head, 0)?;
         hasher.update(&head);
         let mut at = self.header.entries_at();
         let mut left = self.header.entries;
@@ -336,7 +364,7 @@ impl Segment {
         while left > 0 {
             let count = left.min(VISIT_ENTRIES as u64);
             let part = &mut bytes[..count as usize * ENTRY_BYTES];
-            self.file.read_exact_at(part, at).map_err(Error::io("read", &self.path))?;
+            self.file.read_exact_at(part, at)?;
             hasher.update(part);
             for entry in part.chunks_exact(ENTRY_BYTES) {
                 let entry = decode_entry(entry, &self.packs);
@@ -346,7 +374,7 @@ impl Segment {
             left -= count;
         }
         let mut checksum = [0; 32];
-        self.file.read_exact_at(&mut checksum, at).map_err(Error::io("read", &self.path))?;
+        self.file.read_exact_at(&mut checksum, at)?;
         match hasher.finalize() == checksum {
             true => Ok(()),
             false => Err(damaged("its bytes do not have its checksum".to_owned())),
@@ -354,6 +382,16 @@ impl Segment {
     }
 
     fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
+        match self.note(self.try_find(hash)) {
+            Err(error @ Error::DamagedObject { .. }) => {
+                tracing::warn!(%error, "an index segment is left out until it was fetched again");
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
+    fn try_find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
         let mut bytes = [0; WINDOW_ENTRIES as usize * ENTRY_BYTES];
         let (mut low, mut high) = (0, self.header.entries);
         let mut prefix = [0; 8];
@@ -366,7 +404,7 @@ impl Segment {
             let count = WINDOW_ENTRIES.min(high - start);
             let window = &mut bytes[..count as usize * ENTRY_BYTES];
             let at = self.header.entries_at() + start * ENTRY_BYTES as u64;
-            self.file.read_exact_at(window, at).map_err(Error::io("read", &self.path))?;
+            self.file.read_exact_at(window, at)?;
             let entries = window.as_chunks::<ENTRY_BYTES>().0;
             if entries[0][..32] > hash[..] {
                 high = start;

@@ -21,6 +21,7 @@
 
 mod error;
 mod format;
+mod framed;
 mod gc;
 mod id;
 mod index;
@@ -36,6 +37,7 @@ mod write;
 
 pub use error::{Error, Result};
 pub use format::{BLOCK_BYTES, BLOCKS_PER_PAGE, MAX_PACK_BYTES};
+pub use framed::{FramedError, FramedFile, FramedWriter};
 pub use gc::{GcOptions, GcReport, GcStage};
 pub use id::{BlockHash, ManifestId, PackId, PageId};
 pub use location::StoreLocation;

@@ -151,9 +151,7 @@ pub(crate) fn open_object(keys: Option<&KeyRing>, name: &str, bytes: Bytes) -> R
     let mut key_id = [0; 16];
     key_id.copy_from_slice(&header[OBJECT_HEADER_BYTES - 16..]);
     let key_id = KeyId::from_bytes(key_id);
-    let key = keys
-        .and_then(|keys| keys.all().find(|key| key.id() == key_id))
-        .ok_or(NotOpened::KeyMissing(key_id))?;
+    let key = keys.and_then(|keys| keys.find(key_id)).ok_or(NotOpened::KeyMissing(key_id))?;
     let data = object_context(header, name);
     let mut content = content.to_vec();
     let opened = object_key(key, name).open_in_place(zero_nonce(), Aad::from(data), &mut content);
@@ -202,7 +200,7 @@ fn zero_nonce() -> Nonce {
 }
 
 /// HKDF-SHA256 without a salt; `what` and `name` are its info.
-fn derive(key: &Key, what: &[u8], name: &[u8]) -> LessSafeKey {
+pub(crate) fn derive(key: &Key, what: &[u8], name: &[u8]) -> LessSafeKey {
     let prk = Salt::new(HKDF_SHA256, &[]).extract(key.bytes());
     let info = [what, name];
     // It fails for more than 8160 bytes alone; a key has 32.

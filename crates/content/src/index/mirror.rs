@@ -1,12 +1,11 @@
 //! A local copy of the index segments of a remote or encrypted store, which lookups read in place.
 //!
 //! Segments are immutable and their names never used again, so a copy is never out of date: it is either wanted or not. A
-//! copy is checked against its checksum before it gets its name. Any number of processes may share the folder without
+//! copy is checked against its checksum before it gets its name. Copies of an encrypted store's are sealed with its keys. Any number of processes may share the folder without
 //! talking to each other: at worst one removes what another still wants and fetches again, since each says itself which
 //! segments it needs, and an open file outlives its name.
 
 use std::collections::{BTreeSet, HashSet};
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::segment_file::write_copy;
 use super::{MAX_SEGMENTS, is_segment_name};
 use crate::format::MAX_SEGMENT_BYTES;
 use crate::seal::{KeyId, KeyRing, NotOpened, OBJECT_OVERHEAD_BYTES, open_object};
@@ -72,6 +72,11 @@ impl Mirror {
         &self.dir
     }
 
+    /// What the copies are sealed with.
+    pub(super) fn keys(&self) -> Option<&KeyRing> {
+        self.keys.as_deref()
+    }
+
     /// Lists the store's segments and sees that there is a copy of each that is not known to be damaged; costs the listing
     /// alone if nothing is new. `None` when one of them was gone when it was fetched, merged by another process: list again.
     pub(super) async fn sync(&self, known_damaged: &BTreeSet<String>) -> Result<Option<Synced>> {
@@ -104,8 +109,8 @@ impl Mirror {
 
     /// Keeps a segment that this process wrote, so that it need not be fetched.
     pub(super) async fn keep(&self, name: &str, bytes: Bytes) -> Result<()> {
-        let (dir, path) = (self.dir.clone(), self.dir.join(name));
-        tokio::task::spawn_blocking(move || write_new(&dir, &path, &bytes)).await?
+        let (dir, name, keys) = (self.dir.clone(), name.to_owned(), self.keys.clone());
+        tokio::task::spawn_blocking(move || write_new(&dir, &name, &bytes, keys.as_deref())).await?
     }
 
     /// Removes a copy that is not wanted, or not what it should be.
@@ -148,7 +153,7 @@ impl Mirror {
             // The semaphore is never closed: there is a permit in the end.
             let _held = self.memory.acquire_many(mib).await;
             let bytes = object.bytes().await.map_err(Error::objects("read", &path))?;
-            let (dir, target) = (self.dir.clone(), self.dir.join(name));
+            let (dir, name) = (self.dir.clone(), name.to_owned());
             let (keys, object) = (self.keys.clone(), path.to_string());
             let kept = tokio::task::spawn_blocking(move || {
                 if bytes.len() as u64 != size {
@@ -156,7 +161,7 @@ impl Mirror {
                 }
                 let bytes = open_object(keys.as_deref(), &object, bytes)?;
                 check(&bytes).map_err(Wrong::Damaged)?;
-                Ok(write_new(&dir, &target, &bytes))
+                Ok(write_new(&dir, &name, &bytes, keys.as_deref()))
             });
             match kept.await? {
                 Ok(kept) => return kept.map(|()| true),
@@ -224,18 +229,18 @@ fn local_files(dir: &Path) -> Result<HashSet<String>> {
 }
 
 /// Writes a file that is there completely or not at all, also after the host's power was cut.
-fn write_new(dir: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_new(dir: &Path, name: &str, bytes: &[u8], keys: Option<&KeyRing>) -> Result<()> {
+    let path = dir.join(name);
     let unfinished = dir.join(format!("{UNFINISHED}{}", Uuid::new_v4().simple()));
     let mut options = std::fs::File::options();
-    let written = options.write(true).create_new(true).mode(0o600).open(&unfinished).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        std::fs::rename(&unfinished, path)
+    let written = options.write(true).create_new(true).mode(0o600).open(&unfinished).and_then(|file| {
+        write_copy(file, name, bytes, keys)?.sync_data()?;
+        std::fs::rename(&unfinished, &path)
     });
     if written.is_err() {
         remove_if_there(&unfinished);
     }
-    written.map_err(Error::io("write", path))
+    written.map_err(Error::io("write", &path))
 }
 
 fn remove_if_there(path: &Path) {

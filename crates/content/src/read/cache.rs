@@ -6,6 +6,9 @@
 //! after a restart, a crash, or another process's defect. What the kernel caches is shared by all and is nobody's
 //! anonymous memory.
 //!
+//! The files of an encrypted store are sealed with a key of their own, from the store's keys: whoever reads the folder learns
+//! which packs are used, and nothing else. A file that none of the keys opens is a miss, and written again.
+//!
 //! When a cache file cannot be written (the disk is full), frames are served from memory, a few at a time.
 
 use std::fs::File;
@@ -19,10 +22,12 @@ use rustix::process::{Resource, getrlimit};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use super::frame_file::{CachedFrame, encode};
+use super::frame_file::{CachedFrame, Seal, encode};
 use super::lru::Lru;
 use crate::format::{Frame, Location};
+use crate::framed::FramedError;
 use crate::id::PackId;
+use crate::seal::KeyRing;
 use crate::store::Store;
 use crate::{Error, Result};
 
@@ -59,6 +64,14 @@ struct Folder {
 struct Key {
     pack: PackId,
     offset: u32,
+}
+
+impl Key {
+    /// With the keys of its store, if that is encrypted.
+    fn seal<'a>(&self, keys: Option<&'a KeyRing>) -> Option<Seal<'a>> {
+        let name = [b"block cache\0", self.pack.as_bytes().as_slice(), &self.offset.to_le_bytes()];
+        keys.map(|keys| Seal { keys, name: name.concat() })
+    }
 }
 
 /// Filled by the first who asks; the others wait for it.
@@ -128,16 +141,17 @@ impl BlockCache {
         key: Key,
     ) -> Result<Arc<CachedFrame>> {
         if self.folder.is_some() {
-            let cache = Arc::clone(self);
-            let found =
-                tokio::task::spawn_blocking(move || cache.folder.as_ref().and_then(|f| f.find(&key))).await?;
+            let (cache, keys) = (Arc::clone(self), store.keys().cloned());
+            let find = move || cache.folder.as_ref()?.find(&key, key.seal(keys.as_deref()).as_ref());
+            let found = tokio::task::spawn_blocking(find).await?;
             if let Some(frame) = found {
                 return Ok(Arc::new(frame));
             }
         }
         let frame = store.load_frame(location).await?;
-        let cache = Arc::clone(self);
-        let frame = tokio::task::spawn_blocking(move || cache.keep(&key, frame)).await?;
+        let (cache, keys) = (Arc::clone(self), store.keys().cloned());
+        let keep = move || cache.keep(&key, frame, key.seal(keys.as_deref()).as_ref());
+        let frame = tokio::task::spawn_blocking(keep).await?;
         Ok(Arc::new(frame)).inspect(|frame: &Arc<CachedFrame>| {
             if frame.is_in_memory() {
                 lock(&self.memory).insert(key, Arc::clone(frame));
@@ -145,10 +159,15 @@ impl BlockCache {
         })
     }
 
-    fn keep(&self, key: &Key, frame: Frame) -> CachedFrame {
+    fn keep(&self, key: &Key, frame: Frame, seal: Option<&Seal<'_>>) -> CachedFrame {
         let Some(folder) = &self.folder else { return CachedFrame::in_memory(frame.hashes, frame.plain) };
-        match folder.write(key, &encode(&frame.hashes, &frame.plain)) {
-            Ok(file) => CachedFrame::in_file(frame.hashes, file),
+        let failed = |error| Error::io("write", &folder.file(key))(error);
+        let kept = encode(&frame.hashes, &frame.plain, seal).map_err(failed).and_then(|bytes| {
+            let file = folder.write(key, &bytes)?;
+            CachedFrame::in_file(frame.hashes.clone(), file, seal).map_err(failed)
+        });
+        match kept {
+            Ok(kept) => kept,
             Err(error) => {
                 tracing::warn!(%error, "the block cache cannot be written; serving from memory");
                 CachedFrame::in_memory(frame.hashes, frame.plain)
@@ -164,17 +183,20 @@ impl Folder {
     }
 
     /// Opens and verifies a file of the cache. One that is damaged is removed.
-    fn find(&self, key: &Key) -> Option<CachedFrame> {
+    fn find(&self, key: &Key, seal: Option<&Seal<'_>>) -> Option<CachedFrame> {
         let path = self.file(key);
         let file = File::open(&path).ok()?;
         // Its age says when it was last used. A file that cannot be touched is only evicted earlier.
         if let Err(error) = file.set_modified(SystemTime::now()) {
             tracing::debug!(%error, path = %path.display(), "cannot touch a cache file");
         }
-        match CachedFrame::verify(file) {
+        match CachedFrame::verify(file, seal) {
             Ok(frame) => Some(frame),
-            Err(reason) => {
-                tracing::warn!(path = %path.display(), reason, "removed a damaged file of the block cache");
+            // Sealed with a key that was retired since, or that another process has already: what is written next takes its
+            // place.
+            Err(FramedError::KeyMissing(_)) => None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "removed a damaged file of the block cache");
                 remove_if_there(&path);
                 None
             }

@@ -189,7 +189,12 @@ impl KeyRing {
 
     /// Whether a key of this id is in it.
     pub fn has(&self, id: KeyId) -> bool {
-        self.all().any(|key| key.id == id)
+        self.find(id).is_some()
+    }
+
+    /// The one of this id.
+    pub(crate) fn find(&self, id: KeyId) -> Option<&Key> {
+        self.all().find(|key| key.id == id)
     }
 
     /// All of them, the current one first.

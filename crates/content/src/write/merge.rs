@@ -24,23 +24,20 @@ const MAX_MERGED_PACKS: usize = 65_536;
 /// Merges what has become many. Called after each pack; a failure leaves everything found.
 pub(super) async fn merge_segments(store: &Store) -> Result<()> {
     while let Some(group) = choose(&store.index().segments(), size) {
-        let segments = group.clone();
+        let (segments, index) = (group.clone(), Arc::clone(store.index()));
         let entries = tokio::task::spawn_blocking(move || {
             let mut entries = Vec::new();
             for segment in &segments {
-                entries.extend(segment.read_all().map_err(|error| (segment.name().to_owned(), error))?);
+                let read = segment.read_all();
+                if let Err(Error::DamagedObject { reason, .. }) = &read {
+                    // The next merge does without it.
+                    index.distrust(segment, reason);
+                }
+                entries.extend(read?);
             }
-            Ok(entries)
+            Ok::<_, Error>(entries)
         });
-        let entries = match entries.await? {
-            // The others can be merged all the same.
-            Err((name, Error::DamagedObject { reason, .. })) => {
-                store.index().set_aside(name, &reason);
-                continue;
-            }
-            entries => entries.map_err(|(_, error): (String, Error)| error)?,
-        };
-        write_segment(store, entries).await?;
+        write_segment(store, entries.await??).await?;
         for segment in &group {
             let path = segment_path(segment.name());
             match store.objects().delete(&path).await {

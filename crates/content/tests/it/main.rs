@@ -11,6 +11,7 @@ mod remote;
 mod repair;
 mod schedules;
 mod sealed;
+mod sealed_cache;
 mod servers;
 mod store;
 mod support;

@@ -19,7 +19,7 @@ fn sealed(place: &Place, mirror: &str, seeds: &[u8]) -> StoreOptions {
     StoreOptions { index_dir: Some(place.path(mirror)), keys, ..StoreOptions::default() }
 }
 
-async fn open_folder(place: &Place, name: &str, seeds: &[u8]) -> content::Result<Store> {
+pub(crate) async fn open_folder(place: &Place, name: &str, seeds: &[u8]) -> content::Result<Store> {
     let options = sealed(place, &format!("{name}-mirror"), seeds);
     Store::open_or_create_with(&place.location(name), "test", &options).await
 }
@@ -32,7 +32,7 @@ async fn read_error(store: &Store, manifest: &ManifestId) -> Error {
     image.read_at(0, &mut vec![0; image.size() as usize]).await.expect_err("cannot be read")
 }
 
-fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+pub(crate) fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|part| part == wanted)
 }
 
