@@ -1,6 +1,7 @@
 //! A store: its description, its images' visibility, and how its objects are named.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -40,6 +41,7 @@ struct Inner {
     keys: Option<Arc<KeyRing>>,
     writable: bool,
     pack_bytes: u32,
+    damaged_reads: AtomicU64,
 }
 
 /// `store.json`.
@@ -169,9 +171,16 @@ impl Store {
         });
         index.refresh().await?;
         let writable = owner.is_some();
-        let pack_bytes = options.pack_bytes.unwrap_or(MAX_PACK_BYTES);
-        let inner =
-            Inner { objects, location: location.clone(), description, index, keys, writable, pack_bytes };
+        let inner = Inner {
+            objects,
+            location: location.clone(),
+            description,
+            index,
+            keys,
+            writable,
+            pack_bytes: options.pack_bytes.unwrap_or(MAX_PACK_BYTES),
+            damaged_reads: AtomicU64::new(0),
+        };
         let store = Self { inner: Arc::new(inner) };
         if writable {
             store.keep_reserve();
@@ -351,6 +360,15 @@ impl Store {
                 first.get_or_insert(error);
             }
         }
+    }
+
+    /// Blocks that this store could not give since it was opened, and another gave. Somebody should repair it.
+    pub fn damaged_reads(&self) -> u64 {
+        self.inner.damaged_reads.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_damaged_read(&self) {
+        self.inner.damaged_reads.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Remembers that a pack is gone, if that is what the error says.

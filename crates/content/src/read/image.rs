@@ -295,6 +295,7 @@ impl Inner {
         buf: &mut [u8],
         mut failed: Error,
     ) -> Result<()> {
+        let mut at_fault = self.first_copy(page.number);
         for turn in 0..self.copies.len() {
             let copy = (self.first_copy(page.number) + turn) % self.copies.len();
             let mut tried = Vec::new();
@@ -315,6 +316,7 @@ impl Inner {
                     Ok(()) => {
                         if !failed.is_gone() {
                             self.damaged.fetch_add(1, Ordering::Relaxed);
+                            self.copies[at_fault].note_damaged_read();
                             tracing::warn!(error = %failed, block = %hash, "a block was read from another place");
                         }
                         return Ok(());
@@ -322,7 +324,7 @@ impl Inner {
                     Err(error) => {
                         self.copies[copy].note_gone(&error, location.pack);
                         if failed.is_gone() {
-                            failed = error;
+                            (failed, at_fault) = (error, copy);
                         }
                         tried.push(location.pack);
                     }

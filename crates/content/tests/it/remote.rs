@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use content::nbd::Export;
-use content::{BlockCache, Error, Store, StoreLocation, StoreOptions, replicate};
+use content::{BlockCache, Error, GcOptions, Store, StoreLocation, StoreOptions, replicate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::servers::{self, azure, azurite, gcs, moto, options, s3};
+use crate::servers::{self, azure, azurite, gcs, google, moto, options, s3};
 use crate::support::{BLOCK, MIB, Place, noise, open, put, qcow2, read_all, run, text};
 
 /// Segments in a mirror folder.
@@ -104,8 +104,13 @@ async fn an_image_travels_between_stores_of_every_kind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_writers_at_once() {
     let place = Place::new();
-    let (moto, azurite) = (moto(), azurite());
-    for (name, location) in [("s3", s3(moto.address, "two")), ("az", azure(azurite.address, "two"))] {
+    let (moto, azurite, google) = (moto(), azurite(), google());
+    let locations = [
+        ("s3", s3(moto.address, "two")),
+        ("az", azure(azurite.address, "two")),
+        ("gs", gcs(google.address, "two")),
+    ];
+    for (name, location) in locations {
         let writer = async |who: &str, seed: u64| {
             let store = servers::open(&location, &options(&place, &format!("{name}-{who}"))).await;
             let mut written = Vec::new();
@@ -170,6 +175,64 @@ async fn a_torn_mirror_is_mended() {
         let reader = Store::open_read_only_with(&location, &options).await.expect("open");
         assert!(read_all(&open(&reader, &id).await).await == disk);
     }
+}
+
+/// Everything that is done to a store, through Google's client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_lives_in_gcs() {
+    let place = Place::new();
+    let google = google();
+    let location = gcs(google.address, "regions/west");
+    let opened = futures::future::join_all((0..4).map(|n| {
+        let (location, options) = (location.clone(), options(&place, &format!("mirror-{n}")));
+        async move { servers::open(&location, &options).await }
+    }));
+    let stores = opened.await;
+    let store = &stores[0];
+    assert!(stores.iter().all(|other| other.id() == store.id()), "one of four creates it");
+
+    // More than one part of an upload; then a change of it.
+    let mut disk = noise(1, 20 * MIB as usize);
+    disk.resize(40 * MIB as usize, 0);
+    disk.extend((0..40).flat_map(text));
+    let raw = place.raw("disk.raw", &disk);
+    let first = put(store, &raw).await;
+    assert_eq!(first.new_blocks, 320 + 40);
+    assert_eq!(store.put_raw(&raw, "again", |_| {}).await.expect("put").new_blocks, 0);
+    let top = place.text("top.qcow2");
+    let commands = ["write -P 7 1M 64k".to_owned()];
+    qcow2(&top, None, &disk.len().to_string(), "64k", &commands);
+    let second = store.commit_overlay(&first.manifest, &[top.into()], "top", |_| {}).await.expect("commit");
+    assert_eq!(second.new_blocks, 1);
+    let mut changed = disk.clone();
+    changed[MIB as usize..][..BLOCK].fill(7);
+
+    // A reader with nothing but the location; QEMU; a folder and another bucket.
+    let reader = Store::open_read_only_with(&location, &options(&place, "reader")).await.expect("open");
+    assert!(read_all(&open(&reader, &second.manifest).await).await == changed);
+    assert!(read_by_qemu(&place, store, &first.manifest).await == disk);
+    let home = place.store("home").await;
+    replicate(store, &home, &second.manifest, "test", |_| {}).await.expect("replicate");
+    let east = servers::open(&gcs(google.address, "regions/east"), &options(&place, "east")).await;
+    replicate(&home, &east, &second.manifest, "test", |_| {}).await.expect("replicate");
+    let moved = replicate(store, &east, &first.manifest, "test", |_| {}).await.expect("replicate");
+    assert_eq!(moved.blocks_moved, 1, "the block that the second changed");
+    assert!(read_all(&open(&east, &first.manifest).await).await == disk);
+
+    // What nobody refers to goes, twice asked for as well; what somebody does stays.
+    for owner in ["test", "again", "again"] {
+        store.remove_ref(&first.manifest, owner).await.expect("remove");
+    }
+    assert!(!store.has_manifest(&first.manifest).await.expect("look"));
+    let report = store.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
+    assert_eq!(report.images, 1);
+    assert!(read_all(&open(store, &second.manifest).await).await == changed);
+    store.remove_ref(&second.manifest, "top").await.expect("remove");
+    assert!(store.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect").packs_removed > 0);
+    let empty = store.stats().await.expect("stats");
+    assert_eq!((empty.manifests, empty.packs, empty.segments), (0, 0, 0));
+    assert_eq!(east.verify(&first.manifest).await.expect("verify").damaged_blocks, 0);
+    assert_eq!(put(store, &raw).await.new_blocks, 360, "and it is as good as new");
 }
 
 /// What Google's client asks is understood by a server of S3, but for the condition of a create: it must not be written to.

@@ -48,6 +48,16 @@ pub(crate) fn moto() -> Server {
     server
 }
 
+/// The same behind Google's protocol: `gcs.py` says what it takes the place of.
+pub(crate) fn google() -> Server {
+    let mut command = Command::new(python());
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/gcs.py"));
+    let server = start(command);
+    let answer = exchange(server.address, "PUT /bucket", &[]);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server
+}
+
 /// An Azure Blob Storage of its own, with one container.
 pub(crate) fn azurite() -> Server {
     let [program, _] = programs();
@@ -87,7 +97,7 @@ pub(crate) fn azure(address: SocketAddr, prefix: &str) -> StoreLocation {
     format!("az://{AZURITE_ACCOUNT}/images/{prefix}?endpoint=http://{address}").parse().expect("location")
 }
 
-/// The same bucket of moto's by the protocol of Google's, which for reading is S3's in another dress.
+/// A bucket by Google's protocol: of [`google`], or of [`moto`], for whose reading it is S3's in another dress.
 pub(crate) fn gcs(address: SocketAddr, prefix: &str) -> StoreLocation {
     format!("gs://bucket/{prefix}?endpoint=http://{address}").parse().expect("location")
 }

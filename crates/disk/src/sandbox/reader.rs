@@ -87,7 +87,8 @@ impl Disk {
             Self::Whole(disk) => {
                 // It fills all of it.
                 disk.read_onto(offset, buf)?;
-                vec![0..buf.len()]
+                let all = 0..buf.len();
+                vec![all]
             }
             Self::Changes(chain) => chain.read_covered(offset, buf)?,
         };

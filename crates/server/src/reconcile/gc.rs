@@ -1,9 +1,11 @@
-//! When zones are freed of what nothing needs, and when they are verified.
+//! When zones are freed of what nothing needs, and when they are verified and repaired.
 //!
 //! Every zone remembers when each was last done, and with which result, in a setting under its store's id. A zone is due
-//! after an interval, or some time after something was deleted in its region.
+//! after an interval, or some time after something was deleted in its region. One is also repaired soon after a read in
+//! this process found damage in it, as when a disk is downloaded; virtual machines tell of theirs (`virtual_machines.rs`).
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use model::Region;
@@ -13,6 +15,7 @@ use store::{StoreError, Tx};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::virtual_machines::REPAIR_PAUSE;
 use crate::AppState;
 use crate::http::error::chain;
 use crate::jobs::look_after_store::{Task, begin_scheduled};
@@ -85,23 +88,45 @@ pub(crate) async fn follow(state: AppState, stop: CancellationToken) {
     let limits = &state.config.limits;
     let shortest = limits.gc_interval.min(limits.gc_delay).min(limits.verify_interval);
     let interval = shortest.clamp(Duration::from_secs(1), LOOK_INTERVAL_MAX);
+    let mut found = Found::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(interval) => {}
         }
         for region in state.config.regions.iter().map(|region| &region.name) {
-            if let Err(error) = look(&state, region).await {
+            if let Err(error) = look(&state, region, &mut found).await {
                 tracing::warn!(%region, error = chain(&error), "cannot look what its store needs");
             }
         }
     }
 }
 
-async fn look(state: &AppState, region: &Region) -> Result<(), StoreError> {
+/// Damage that reads in this process found, by store.
+#[derive(Default)]
+struct Found(HashMap<Uuid, (u64, Instant)>);
+
+impl Found {
+    /// Whether reads failed since the last repair that was begun, and that is some time ago.
+    fn is_news(&self, store: Uuid, damaged_reads: u64) -> bool {
+        match self.0.get(&store) {
+            None => damaged_reads > 0,
+            // A store that was opened again counts from zero.
+            Some((known, at)) => damaged_reads != *known && damaged_reads > 0 && at.elapsed() >= REPAIR_PAUSE,
+        }
+    }
+}
+
+async fn look(state: &AppState, region: &Region, found: &mut Found) -> Result<(), StoreError> {
     let zones = state.fabric.zones_in_use(region).await.unwrap_or_default();
-    let stores = zones.into_iter().enumerate().filter_map(|(zone, store)| Some((zone, store?.ok()?.id())));
-    let stores: Vec<(usize, Uuid)> = stores.collect();
+    let stores = zones.into_iter().enumerate().filter_map(|(zone, store)| Some((zone, store?.ok()?)));
+    let stores: Vec<(usize, content::Store)> = stores.collect();
+    let damaged: Vec<(usize, Uuid, u64)> = stores
+        .iter()
+        .map(|(zone, store)| (*zone, store.id(), store.damaged_reads()))
+        .filter(|(_, store, reads)| found.is_news(*store, *reads))
+        .collect();
+    let stores: Vec<(usize, Uuid)> = stores.iter().map(|(zone, store)| (*zone, store.id())).collect();
     state
         .store
         .write(|tx| {
@@ -126,11 +151,19 @@ async fn look(state: &AppState, region: &Region) -> Result<(), StoreError> {
                         begin_scheduled(tx, state, region, *zone, Task::Verify { repair: true }).await?;
                     }
                 }
+                for (zone, _, _) in &damaged {
+                    begin_scheduled(tx, state, region, *zone, Task::Verify { repair: true }).await?;
+                }
                 if wanted && !stores.is_empty() {
                     tx.set_setting(&wanted_key(region), b"").await?;
                 }
-                Ok(())
+                Ok::<_, StoreError>(())
             })
         })
-        .await
+        .await?;
+    for (zone, store, reads) in damaged {
+        tracing::warn!(%region, zone = zone + 1, reads, "not all blocks could be read from this zone; repairing");
+        found.0.insert(store, (reads, Instant::now()));
+    }
+    Ok(())
 }

@@ -20,8 +20,8 @@ use crate::http::error::chain;
 use crate::jobs::create_virtual_machine::agent_report;
 use crate::jobs::look_after_store::{Task, begin};
 
-/// Between two repairs of a region because VMs ask for them.
-const REPAIR_PAUSE: Duration = Duration::from_secs(600);
+/// Between two repairs of a region, or a zone, because readers ask for them.
+pub(super) const REPAIR_PAUSE: Duration = Duration::from_secs(600);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(4);
 /// A power action ends within a minute; a state that says longer that one is under way was left by a server

@@ -15,7 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 const ACCOUNT: &str = "devstoreaccount1";
 /// Published by Microsoft for every emulator: no secret.
-const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+pub(crate) const KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 const VERSION: &str = "2021-12-02";
 
 /// An Azurite of this test with the container `images`, ended with it.
@@ -83,6 +84,16 @@ impl Azurite {
     pub(crate) fn signed(&self, name: &str, permissions: &str) -> String {
         let sas = service_sas(KEY, &format!("/blob/{ACCOUNT}/images/{name}"), "b", permissions);
         format!("{}?{sas}", self.url(&format!("images/{name}")))
+    }
+
+    /// Names in the container `images` that begin with a prefix.
+    pub(crate) async fn names(&self, prefix: &str) -> Vec<String> {
+        let below = format!("images?restype=container&comp=list&prefix={prefix}&{}", account_sas());
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let request = client.get(self.url(&below)).header("x-ms-version", VERSION);
+        let text = request.send().await.expect("answers").text().await.expect("text");
+        let names = text.split("<Name>").skip(1);
+        names.map(|rest| rest.split("</Name>").next().unwrap_or_default().to_owned()).collect()
     }
 
     /// Puts a block blob into `images`.

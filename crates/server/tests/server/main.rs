@@ -6,6 +6,7 @@ mod azurite;
 mod blobs;
 mod disks;
 mod galleries;
+mod moto;
 mod platform_images;
 mod python;
 mod stores;
