@@ -334,7 +334,7 @@ impl Store {
                     Error::DamagedFrame { pack, offset, reason }
                 }
                 Err(error) => {
-                    self.note_gone(&error, pack);
+                    self.note_gone(&error, pack).await;
                     error
                 }
             };
@@ -345,13 +345,11 @@ impl Store {
         }
     }
 
-    /// Remembers that a pack is gone, if that is what the error says.
-    pub(crate) fn note_gone(&self, error: &Error, pack: PackId) -> bool {
-        let gone = error.is_gone();
-        if gone {
+    /// Remembers that a pack is gone, if that is what the error says, and not that the whole store is: that may come back.
+    pub(crate) async fn note_gone(&self, error: &Error, pack: PackId) {
+        if error.is_gone() && self.check_present().await.is_ok() {
             self.index().forget_pack(pack);
         }
-        gone
     }
 
     /// A frame, every byte of it verified against the hashes in it. The caller checks that the hash in its slot is the one

@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod faults_away;
 mod faulty;
 mod full;
 mod gc;
