@@ -164,7 +164,7 @@ impl Index {
 
     /// Where a block or page is. A damaged entry is treated as absent. Blocks on local files.
     pub(crate) fn find(&self, hash: &[u8; 32]) -> Result<Option<Location>> {
-        self.find_to_read(hash, |_| true)
+        self.find_where(hash, |_| true)
     }
 
     /// Where a block or page is, in a pack that will do and was not found gone.
@@ -174,25 +174,9 @@ impl Index {
         will_do: impl Fn(&PackId) -> bool,
     ) -> Result<Option<Location>> {
         let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner);
-        self.find_in_any(hash, |pack| !gone.contains(pack) && will_do(pack))
-    }
-
-    /// As [`Self::find_where`], for who only reads: where there is no other, also a pack that was found gone. It may be back,
-    /// with the disk that it is on.
-    pub(crate) fn find_to_read(
-        &self,
-        hash: &[u8; 32],
-        will_do: impl Fn(&PackId) -> bool,
-    ) -> Result<Option<Location>> {
-        match self.find_where(hash, &will_do)? {
-            None => self.find_in_any(hash, will_do),
-            found => Ok(found),
-        }
-    }
-
-    fn find_in_any(&self, hash: &[u8; 32], will_do: impl Fn(&PackId) -> bool) -> Result<Option<Location>> {
         for segment in self.segments().iter() {
             if let Some(location) = segment.find(hash)?
+                && !gone.contains(&location.pack)
                 && will_do(&location.pack)
             {
                 return Ok(Some(location));

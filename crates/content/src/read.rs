@@ -1,6 +1,7 @@
 //! Everything that reads a store: images for guests, the cache that their reads go through, and verification.
 
 mod cache;
+mod copies;
 mod frame_file;
 mod image;
 mod lru;

@@ -333,7 +333,7 @@ impl Store {
         let mut refreshed = false;
         loop {
             let (store, skip) = (self.clone(), tried.clone());
-            let find = move || store.index().find_to_read(&hash, |pack| !skip.contains(pack));
+            let find = move || store.index().find_where(&hash, |pack| !skip.contains(pack));
             let Some(location) = tokio::task::spawn_blocking(find).await?? else {
                 if refreshed {
                     return Err(first.unwrap_or(Error::NotIndexed { hash: BlockHash::from_bytes(hash) }));
@@ -351,7 +351,7 @@ impl Store {
                     Error::DamagedFrame { pack, offset, reason }
                 }
                 Err(error) => {
-                    self.note_gone(&error, pack);
+                    self.note_gone(&error, pack).await;
                     error
                 }
             };
@@ -371,13 +371,11 @@ impl Store {
         self.inner.damaged_reads.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Remembers that a pack is gone, if that is what the error says.
-    pub(crate) fn note_gone(&self, error: &Error, pack: PackId) -> bool {
-        let gone = error.is_gone();
-        if gone {
+    /// Remembers that a pack is gone, if that is what the error says, and not that the whole store is: that may come back.
+    pub(crate) async fn note_gone(&self, error: &Error, pack: PackId) {
+        if error.is_gone() && self.check_present().await.is_ok() {
             self.index().forget_pack(pack);
         }
-        gone
     }
 
     /// A frame, every byte of it verified against the hashes in it. The caller checks that the hash in its slot is the one

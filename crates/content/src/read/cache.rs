@@ -124,6 +124,13 @@ impl BlockCache {
         Ok(Arc::clone(frame))
     }
 
+    /// A frame that this process has in memory or open already.
+    pub(super) fn open_frame(&self, location: &Location) -> Option<Arc<CachedFrame>> {
+        let key = Key { pack: location.pack, offset: location.offset };
+        let kept = lock(&self.memory).get(&key);
+        kept.or_else(|| lock(&self.open).get(&key)?.get().cloned())
+    }
+
     /// Forgets a frame that could not be read, or is not what was expected; the next to ask gets it from the store.
     pub(super) fn forget(&self, location: &Location) {
         let key = Key { pack: location.pack, offset: location.offset };

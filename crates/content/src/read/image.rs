@@ -1,11 +1,12 @@
 //! One disk of a store, read lazily.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
 use super::cache::BlockCache;
+use super::copies::Copies;
+use super::frame_file::CachedFrame;
 use super::lru::Lru;
 use super::readahead::Readahead;
 use crate::format::{BLOCK_BYTES, BLOCKS_PER_PAGE, FrameKind, Location, Manifest, Page};
@@ -30,23 +31,21 @@ pub struct Image {
 
 #[derive(Debug)]
 struct Inner {
-    /// At least one.
-    copies: Vec<Store>,
+    copies: Copies,
     id: ManifestId,
     manifest: Manifest,
     cache: Arc<BlockCache>,
     pages: Mutex<Lru<u32, Arc<LocatedPage>>>,
     readahead: Readahead,
     prefetches: Semaphore,
-    damaged: AtomicU64,
 }
 
-/// A page, and where its blocks are as far as anyone asked.
+/// A page, and where its blocks were read last.
 #[derive(Debug)]
 struct LocatedPage {
     page: Page,
     number: u32,
-    places: Vec<OnceLock<Place>>,
+    places: Mutex<Vec<Option<Place>>>,
 }
 
 /// Where a block is: which copy, and where in it.
@@ -74,40 +73,26 @@ impl Store {
 
 impl Image {
     /// Opens an image of which several stores hold a copy: reads are spread over those which can be reached and where it is
-    /// visible, and what one of them cannot give comes from another.
+    /// visible, and what one of them cannot give, or not in time, comes from another.
     pub async fn open(stores: &[Store], manifest: &ManifestId, cache: Arc<BlockCache>) -> Result<Self> {
-        let mut copies = Vec::new();
-        let mut first = None;
-        for store in stores {
-            match store.is_readable(manifest).await {
-                Ok(()) => copies.push(store.clone()),
-                Err(error) => {
-                    if stores.len() > 1 {
-                        tracing::warn!(%error, store = %store.location(), "a copy of an image is not used");
-                    }
-                    first.get_or_insert(error);
-                }
-            }
-        }
-        if let (true, Some(error)) = (copies.is_empty(), first) {
-            return Err(error);
-        }
+        let copies = Copies::open(stores, *manifest).await?;
+        let root = |copy| load_root(vec![copies.store(copy).clone()], *manifest);
         let inner = Inner {
-            manifest: load_root(copies.clone(), *manifest).await?,
+            manifest: copies.first_of(0, root).await?,
             copies,
             id: *manifest,
             cache,
             pages: Mutex::new(Lru::new(MAX_PAGES)),
             readahead: Readahead::default(),
             prefetches: Semaphore::new(MAX_PREFETCHES),
-            damaged: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Blocks that one copy could not give since this was opened, and another gave. Somebody should repair that copy.
+    /// Blocks and tables that were damaged in one place since this was opened, and were read from another. Somebody should
+    /// repair that copy. A copy that is out of reach is not damaged.
     pub fn damaged_reads(&self) -> u64 {
-        self.inner.damaged.load(Ordering::Relaxed)
+        self.inner.copies.damaged_reads()
     }
 
     /// The disk's size in bytes.
@@ -195,7 +180,6 @@ impl Image {
             let inner = &image.inner;
             // When two are under way already, the reader is faster than the store and waits anyhow.
             let Ok(_permit) = inner.prefetches.try_acquire() else { return };
-            let mut last = None;
             for number in range.start / BLOCK..range.end.div_ceil(BLOCK) {
                 let Ok(page) = inner.page((number * BLOCK / PAGE) as u32).await else { return };
                 let index = (number % BLOCKS_PER_PAGE as u64) as usize;
@@ -203,11 +187,7 @@ impl Image {
                 else {
                     continue;
                 };
-                let Ok(Place { copy, location }) = inner.locate(&page, index, &hash).await else { return };
-                let frame = (location.pack, location.offset);
-                if last.replace(frame) != Some(frame)
-                    && inner.cache.frame(&inner.copies[copy], &location).await.is_err()
-                {
+                if inner.frame(&page, index, &hash).await.is_err() {
                     return;
                 }
             }
@@ -236,35 +216,12 @@ impl Inner {
             return Ok(cached);
         }
         // Two who miss at once read it twice; that is rarer than a lock is costly.
-        let mut sources = self.copies.clone();
-        sources.rotate_left(self.first_copy(number));
-        let page = load_page(sources, entry.id).await?;
-        let page = Arc::new(LocatedPage { page, number, places: vec![OnceLock::new(); BLOCKS_PER_PAGE] });
+        let load = |copy| load_page(vec![self.copies.store(copy).clone()], entry.id);
+        let page = self.copies.first_of(number, load).await?;
+        let page = Arc::new(LocatedPage { page, number, places: Mutex::new(vec![None; BLOCKS_PER_PAGE]) });
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         pages.insert(number, Arc::clone(&page));
         Ok(Some(page))
-    }
-
-    /// The copy that is read first: neighbours from the same, so that frames and read-ahead serve.
-    fn first_copy(&self, page: u32) -> usize {
-        page as usize % self.copies.len()
-    }
-
-    async fn locate(&self, page: &LocatedPage, index: usize, hash: &BlockHash) -> Result<Place> {
-        if let Some(place) = page.places[index].get() {
-            return Ok(*place);
-        }
-        let copy = self.first_copy(page.number);
-        let location = self.find(copy, hash, &[]).await?.ok_or(Error::NotIndexed { hash: *hash })?;
-        Ok(*page.places[index].get_or_init(|| Place { copy, location }))
-    }
-
-    /// Where a copy has a block, in none of these packs.
-    async fn find(&self, copy: usize, hash: &BlockHash, not_in: &[PackId]) -> Result<Option<Location>> {
-        let (store, wanted, not_in) = (self.copies[copy].clone(), *hash, not_in.to_vec());
-        let find = move || store.index().find_to_read(wanted.as_bytes(), |pack| !not_in.contains(pack));
-        let found = tokio::task::spawn_blocking(find).await??;
-        Ok(found.filter(|location| location.kind == FrameKind::Blocks))
     }
 
     async fn read_block(
@@ -275,81 +232,107 @@ impl Inner {
         within: usize,
         buf: &mut [u8],
     ) -> Result<()> {
-        let failed = match self.locate(page, index, hash).await {
-            Ok(place) => match self.read_place(&place, hash, within, buf).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            },
-            Err(error) => error,
-        };
-        self.read_elsewhere(page, hash, within, buf, failed).await
+        let (frame, location) = self.frame(page, index, hash).await?;
+        if frame.read(location.slot, within, buf).await.is_ok() {
+            return Ok(());
+        }
+        // What the local cache got wrong (a file cut off by hand, a disk error) the store can still give.
+        self.cache.forget(&location);
+        let (frame, location) = self.frame(page, index, hash).await?;
+        frame.read(location.slot, within, buf).await.map_err(|error| {
+            self.cache.forget(&location);
+            let reason = format!("its copy in the local cache cannot be read ({error})");
+            Error::DamagedFrame { pack: location.pack, offset: location.offset, reason }
+        })
     }
 
-    /// Reads a block wherever any copy has it whole. A pack may be gone because a garbage collection moved what lives in
-    /// it; it may be damaged; its zone may be out of reach.
-    async fn read_elsewhere(
+    /// The verified frame that a block is in, and where in which: what this process has open, or what a copy gives.
+    async fn frame(
         &self,
         page: &LocatedPage,
+        index: usize,
         hash: &BlockHash,
-        within: usize,
-        buf: &mut [u8],
-        mut failed: Error,
-    ) -> Result<()> {
-        let mut at_fault = self.first_copy(page.number);
-        for turn in 0..self.copies.len() {
-            let copy = (self.first_copy(page.number) + turn) % self.copies.len();
-            let mut tried = Vec::new();
-            if let Err(error) = self.copies[copy].refresh().await {
-                tracing::warn!(%error, "the index of a copy cannot be read");
+    ) -> Result<(Arc<CachedFrame>, Location)> {
+        let known = page.lock()[index];
+        if let Some(Place { location, .. }) = known
+            && let Some(frame) = self.cache.open_frame(&location)
+            && frame.holds(location.slot, hash.as_bytes())
+        {
+            return Ok((frame, location));
+        }
+        let ask = |copy| self.frame_of(copy, known.filter(|place| place.copy == copy), hash);
+        let (frame, place) = self.copies.first_of(page.number, ask).await?;
+        page.lock()[index] = Some(place);
+        Ok((frame, place.location))
+    }
+
+    /// The same from one copy, wherever it has the block whole: a pack may be damaged, or gone because a garbage collection
+    /// moved what lives in it.
+    async fn frame_of(
+        &self,
+        copy: usize,
+        mut known: Option<Place>,
+        hash: &BlockHash,
+    ) -> Result<(Arc<CachedFrame>, Place)> {
+        let store = self.copies.store(copy);
+        let mut failed: Option<Error> = None;
+        let mut tried = Vec::new();
+        let mut refreshed = false;
+        loop {
+            let location = match known.take() {
+                Some(place) => Some(place.location),
+                None => self.find(store, hash, &tried).await?,
+            };
+            let Some(location) = location else {
+                if refreshed {
+                    return Err(failed.unwrap_or(Error::NotIndexed { hash: *hash }));
+                }
+                store.refresh().await?;
+                refreshed = true;
                 continue;
-            }
-            loop {
-                let location = match self.find(copy, hash, &tried).await {
-                    Ok(Some(location)) => location,
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::warn!(%error, "the index of a copy cannot be read");
-                        break;
+            };
+            match self.load(store, &location, hash).await {
+                Ok(frame) => {
+                    if let Some(error) = failed.filter(|error| !error.is_gone()) {
+                        self.copies.note_damage(copy, &error);
                     }
-                };
-                match self.read_place(&Place { copy, location }, hash, within, buf).await {
-                    Ok(()) => {
-                        if !failed.is_gone() {
-                            self.damaged.fetch_add(1, Ordering::Relaxed);
-                            self.copies[at_fault].note_damaged_read();
-                            tracing::warn!(error = %failed, block = %hash, "a block was read from another place");
-                        }
-                        return Ok(());
+                    return Ok((frame, Place { copy, location }));
+                }
+                Err(error) => {
+                    store.note_gone(&error, location.pack).await;
+                    if failed.as_ref().is_none_or(Error::is_gone) {
+                        failed = Some(error);
                     }
-                    Err(error) => {
-                        self.copies[copy].note_gone(&error, location.pack);
-                        if failed.is_gone() {
-                            (failed, at_fault) = (error, copy);
-                        }
-                        tried.push(location.pack);
-                    }
+                    tried.push(location.pack);
                 }
             }
         }
-        Err(failed)
     }
 
-    async fn read_place(&self, place: &Place, hash: &BlockHash, within: usize, buf: &mut [u8]) -> Result<()> {
-        let Place { copy, location } = place;
-        // Twice: what the local cache got wrong (a file cut off by hand, a disk error) the store can still give.
-        let mut reason = String::new();
+    /// Where a copy has a block, in none of these packs.
+    async fn find(&self, store: &Store, hash: &BlockHash, not_in: &[PackId]) -> Result<Option<Location>> {
+        let (store, wanted, not_in) = (store.clone(), *hash, not_in.to_vec());
+        let find = move || store.index().find_where(wanted.as_bytes(), |pack| !not_in.contains(pack));
+        let found = tokio::task::spawn_blocking(find).await??;
+        Ok(found.filter(|location| location.kind == FrameKind::Blocks))
+    }
+
+    async fn load(&self, store: &Store, location: &Location, hash: &BlockHash) -> Result<Arc<CachedFrame>> {
+        // Twice: the local cache may have another frame under this name.
         for _ in 0..2 {
-            let frame = self.cache.frame(&self.copies[*copy], location).await?;
-            if !frame.holds(location.slot, hash.as_bytes()) {
-                reason = format!("slot {} of it does not hold the block that the index says", location.slot);
-            } else {
-                match frame.read(location.slot, within, buf).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => reason = format!("its copy in the local cache cannot be read ({error})"),
-                }
+            let frame = self.cache.frame(store, location).await?;
+            if frame.holds(location.slot, hash.as_bytes()) {
+                return Ok(frame);
             }
             self.cache.forget(location);
         }
+        let reason = format!("slot {} of it does not hold the block that the index says", location.slot);
         Err(Error::DamagedFrame { pack: location.pack, offset: location.offset, reason })
+    }
+}
+
+impl LocatedPage {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Place>>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

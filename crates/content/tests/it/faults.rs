@@ -25,18 +25,29 @@ fn options(place: &Place, mirror: &str) -> StoreOptions {
 }
 
 /// Every other store is encrypted.
-fn options_of(place: &Place, mirror: &str, seed: u64) -> StoreOptions {
+pub(crate) fn options_of(place: &Place, mirror: &str, seed: u64) -> StoreOptions {
     let key = Key::from_bytes([7; 32]);
     let keys = (seed % 2 == 1).then(|| KeyRing::new(key, Vec::new()).expect("ring"));
     StoreOptions { keys, ..options(place, mirror) }
 }
 
-async fn open_in(objects: Arc<dyn ObjectStore>, options: &StoreOptions) -> content::Result<Store> {
+pub(crate) async fn open_in(objects: Arc<dyn ObjectStore>, options: &StoreOptions) -> content::Result<Store> {
     Store::open_with(objects, &location(), Some("test"), options).await
 }
 
+/// Opens a store as soon as its faults let it.
+pub(crate) async fn open_at_last(objects: &Arc<Faulty>, options: &StoreOptions) -> Store {
+    for _ in 0..MAX_OPENS {
+        match open_in(objects.clone(), options).await {
+            Ok(store) => return store,
+            Err(error) => check(&error),
+        }
+    }
+    panic!("never opened");
+}
+
 /// An error of the right kind: it names what was asked for and why it failed.
-fn check(error: &Error) {
+pub(crate) fn check(error: &Error) {
     let text = error.to_string();
     let known = matches!(
         error,
@@ -97,20 +108,8 @@ async fn work_over_failing_stores_succeeds_or_says_why() {
                 }
             };
             for _ in 0..3 {
-                let mut stores = Vec::new();
-                for objects in &faulty {
-                    let mut opens = 0;
-                    let store = loop {
-                        match open_in(objects.clone(), &mirrors).await {
-                            Ok(store) => break store,
-                            Err(error) => check(&error),
-                        }
-                        opens += 1;
-                        assert!(opens < MAX_OPENS, "never opened");
-                    };
-                    stores.push(store);
-                }
-                let [from, to] = [&stores[0], &stores[1]];
+                let [from, to] =
+                    &[open_at_last(&faulty[0], &mirrors).await, open_at_last(&faulty[1], &mirrors).await];
                 note(0, from.put_raw(&raw, "test", |_| {}).await.map(|_| ()));
                 note(1, read_some(from, &base, &other_disk).await);
                 note(2, replicate(from, to, &base, "test", |_| {}).await.map(|_| ()));

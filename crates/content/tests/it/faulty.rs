@@ -1,8 +1,8 @@
 //! An object store that fails: seeded, so that a failure can be repeated.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,6 +38,17 @@ enum Fault {
 const FAULTS: [Fault; 6] =
     [Fault::Refused, Fault::AnswerLost, Fault::Truncated, Fault::Broken, Fault::Flipped, Fault::Slow];
 
+/// What is wrong with all requests for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outage {
+    /// No request is ever answered.
+    Hangs,
+    /// Every one fails at once.
+    Refuses,
+    /// Every one takes so long, and is right.
+    Slow(Duration),
+}
+
 /// Passes requests on, and spoils some of them.
 #[derive(Debug)]
 pub(crate) struct Faulty {
@@ -51,7 +62,9 @@ struct Shared {
     /// Of 1000 requests, how many fail.
     per_mille: u64,
     requests: AtomicU64,
+    pack_reads: AtomicU64,
     faults: AtomicU64,
+    outage: Mutex<Option<Outage>>,
 }
 
 impl Shared {
@@ -65,6 +78,13 @@ impl Shared {
 
     async fn fault(&self) -> Option<(Fault, u64)> {
         let random = self.random();
+        let outage = *self.outage.lock().expect("outage");
+        match outage {
+            Some(Outage::Hangs) => std::future::pending().await,
+            Some(Outage::Refuses) => return Some((Fault::Refused, 0)),
+            Some(Outage::Slow(time)) => tokio::time::sleep(time).await,
+            None => {}
+        }
         if random % 1000 >= self.per_mille {
             return None;
         }
@@ -97,8 +117,25 @@ async fn change<T>(shared: &Shared, done: impl Future<Output = Result<T>>) -> Re
 
 impl Faulty {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>, seed: u64, per_mille: u64) -> Arc<Self> {
-        let shared = Shared { seed, per_mille, requests: AtomicU64::new(0), faults: AtomicU64::new(0) };
+        let shared = Shared {
+            seed,
+            per_mille,
+            requests: AtomicU64::new(0),
+            pack_reads: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+            outage: Mutex::new(None),
+        };
         Arc::new(Self { inner, shared: Arc::new(shared) })
+    }
+
+    /// From now on.
+    pub(crate) fn set(&self, outage: Option<Outage>) {
+        *self.shared.outage.lock().expect("outage") = outage;
+    }
+
+    /// Reads of packs so far, answered or not.
+    pub(crate) fn pack_reads(&self) -> u64 {
+        self.shared.pack_reads.load(Ordering::Relaxed)
     }
 
     /// Faults so far.
@@ -130,6 +167,9 @@ impl ObjectStore for Faulty {
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         let head = options.head;
+        if path.as_ref().starts_with("packs/") {
+            self.shared.pack_reads.fetch_add(1, Ordering::Relaxed);
+        }
         let fault = self.shared.fault().await;
         if matches!(fault, Some((Fault::Refused | Fault::AnswerLost, _))) {
             return Err(timeout());

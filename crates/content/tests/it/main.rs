@@ -2,6 +2,8 @@
 
 mod damage;
 mod faults;
+mod faults_away;
+mod faults_upkeep;
 mod faulty;
 mod full;
 mod gc;
