@@ -129,6 +129,22 @@ async fn an_upload_that_is_no_vhd_can_be_put_right() {
     disks.revoke("disks/d").await;
     assert_eq!(disks.state("disks/d").await, "Unattached");
     disks.done("PUT", "snapshots/s", copy).await;
+    // Without a file there is no access either.
+    disks.done("PUT", "disks/f", Some(upload_disk(DISK + FOOTER))).await;
+    std::fs::remove_dir(disks.file("uploads")).expect("an empty folder");
+    let grant = Some(json!({"access": "Write", "durationInSeconds": 600}));
+    let reason =
+        (507, "InsufficientStorage", "Make the folder, and let the service's user write in it. Then", "");
+    disks.refused("POST", "disks/f/beginGetAccess", grant, reason).await;
+    assert_eq!(disks.state("disks/f").await, "ReadyToUpload");
+    std::fs::create_dir(disks.file("uploads")).expect("a folder");
+    disks.grant("disks/f", "Write", 600).await;
+    assert_eq!(
+        disks.end("POST", "disks/f/endGetAccess", None).await["status"],
+        "Failed",
+        "nothing was uploaded"
+    );
+    disks.done("DELETE", "disks/f", None).await;
     // A disk that is deleted before its upload has ended leaves no file.
     disks.done("PUT", "disks/e", Some(upload_disk(DISK + FOOTER))).await;
     disks.grant("disks/e", "Write", 1).await;
