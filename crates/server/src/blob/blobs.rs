@@ -172,6 +172,8 @@ pub(super) struct New {
     pub(super) sequence_number: u64,
     /// The request may make blobs and not overwrite them.
     must_be_new: bool,
+    /// What is there is changed rather than overwritten, and only block blobs have blocks.
+    pub(super) must_be_blocks: bool,
     now: DateTime<Utc>,
 }
 
@@ -201,6 +203,7 @@ impl New {
             metadata: metadata(headers)?,
             sequence_number: 0,
             must_be_new: !call.grant.allows(Action::Write),
+            must_be_blocks: false,
             now: call.state.now(),
         })
     }
@@ -219,6 +222,9 @@ impl New {
         let found = tx.blob::<BlobData>(key).await?;
         if found.is_some() && self.must_be_new {
             return Err(BlobError::permission("The blob exists, and overwriting it needs sp=w."));
+        }
+        if self.must_be_blocks && found.as_ref().is_some_and(|row| row.data.kind != BlobKind::Block) {
+            return Err(BlobError::blob_type());
         }
         conditions::check(&call.parts.headers, For::Writing, found.as_ref().map(|row| row.data.modified))?;
         Ok(found)
@@ -263,6 +269,7 @@ impl New {
             metadata: Metadata::default(),
             sequence_number: 0,
             must_be_new: false,
+            must_be_blocks: false,
             now,
         }
     }

@@ -123,8 +123,12 @@ async fn vhds_come_from_files_servers_and_disks() {
     // Raw bytes are no VHD.
     let raw_path = raw.to_str().expect("text");
     let bad = disks.end("PUT", "disks/raw", Some(import(raw_path, "eastus"))).await;
-    assert_eq!((&bad["status"], &bad["error"]["code"]), (&json!("Failed"), &json!("InvalidVhd")), "{bad}");
-
+    assert_eq!((&bad["status"], &bad["error"]["code"]), (&json!("Failed"), &json!("BadRequest")), "{bad}");
+    let message = bad["error"]["message"].as_str().expect("a message");
+    assert!(
+        message.starts_with("Only blobs formatted as VHDs can be imported. The specified cookie"),
+        "{message}"
+    );
     // The same three ways lead to versions.
     for (version, uri) in [("1.0.0", path), ("1.0.1", http.as_str())] {
         let below = format!("galleries/G/images/d/versions/{version}");
@@ -140,6 +144,13 @@ async fn vhds_come_from_files_servers_and_disks() {
         0,
         "nothing fetched is left"
     );
+    // A size that was asked for is the disk's, also if it is what the VHD's own is rounded up to.
+    let mut sized = import(path, "eastus");
+    sized["properties"]["diskSizeGB"] = json!(1);
+    let sized = disks.done("PUT", "disks/sized", Some(sized)).await;
+    assert_eq!(sized["properties"]["diskSizeBytes"], 1u64 << 30, "{sized}");
+    let tagged = disks.done("PATCH", "disks/file", Some(json!({"tags": {"a": "b"}}))).await;
+    assert_eq!(tagged["properties"]["diskSizeBytes"], DISK, "{tagged}");
     disks.bed.stop().await;
 }
 
