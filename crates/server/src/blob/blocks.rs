@@ -29,7 +29,7 @@ const MAX_APPEND_BYTES: u64 = 100 << 20;
 /// Most blocks of a blob (Azure).
 const MAX_BLOCKS: usize = 50_000;
 /// Most blocks that were put and are in no list yet (Azure).
-const MAX_UNCOMMITTED: usize = 100_000;
+const MAX_UNCOMMITTED: u64 = 100_000;
 /// Largest blob of blocks. Azure's 50,000 blocks of 4,000 MiB come to 190 TiB, of which one block can be named 50,000 times;
 /// this is what the largest disk needs.
 pub(super) const MAX_BYTES: u64 = MAX_PAGE_BLOB_BYTES;
@@ -66,7 +66,7 @@ pub(super) async fn put(call: &Call, unread: &mut Unread) -> Result<Response, Bl
                 take(tx, &block.object).await?;
                 let before = tx.put_block(&key, &block).await?;
                 tx.drop_objects(call.region.as_str(), before.as_slice(), GRACE).await?;
-                if tx.blocks(&key).await?.len() > MAX_UNCOMMITTED {
+                if tx.count_blocks(&key).await? > MAX_UNCOMMITTED {
                     let message =
                         "The uncommitted block count cannot exceed the maximum limit of 100,000 blocks.";
                     let code = "BlockCountExceedsLimit";

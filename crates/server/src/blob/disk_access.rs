@@ -12,11 +12,13 @@ mod exports;
 mod sas;
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 
 use axum::extract::Request;
 use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use content::ManifestId;
+use futures::FutureExt;
 use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, ManagedDisk};
 use store::{Document, Tx};
 use uuid::Uuid;
@@ -25,9 +27,11 @@ pub use exports::ExportsError;
 pub(crate) use exports::{DiskExports, image};
 pub(crate) use sas::SasKey;
 
+use super::body::WHOLE_TIME_MAX;
 use super::page::{PageBlob, PageImage, serve};
 use super::{About, BlobError, BlobQuery};
 use crate::AppState;
+use crate::http::front::panic_text;
 
 /// First segments of paths that belong here.
 const PREFIX: &str = "md-";
@@ -72,9 +76,17 @@ pub(crate) async fn answer(
 ) -> Response {
     let version =
         request.headers().get(VERSION).filter(|version| version.len() <= VERSION_BYTES_MAX).cloned();
-    let mut response = match try_answer(state, path, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+    // A body has its own bound; what remains is our own work.
+    let limit = state.config.limits.request_timeout + WHOLE_TIME_MAX;
+    let answer = AssertUnwindSafe(try_answer(state, path, request)).catch_unwind();
+    let mut response = match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Ok(Err(error))) => error.into_response(),
+        Ok(Err(panic)) => BlobError::internal(format!("panic: {}", panic_text(&*panic))).into_response(),
+        Err(_) => {
+            let text = "The service did not answer in time; send the request again.";
+            BlobError::timed_out(text).into_response()
+        }
     };
     if let Some(version) = version {
         response.headers_mut().insert(VERSION, version);
@@ -177,10 +189,7 @@ async fn bytes(
         }
         DiskBytes::Upload { .. } => {
             let io = |error: io::Error| match error.kind() {
-                io::ErrorKind::ResourceBusy => {
-                    let message = "Too many disks are uploaded at once; retry the request.";
-                    BlobError::new(StatusCode::SERVICE_UNAVAILABLE, "ServerBusy", message)
-                }
+                io::ErrorKind::ResourceBusy => BlobError::busy(),
                 _ => BlobError::io("open an upload", &error),
             };
             let file = state.disk_exports.upload(managed.unique_id, access).await.map_err(io)?;

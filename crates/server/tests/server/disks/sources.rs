@@ -156,7 +156,8 @@ async fn vhds_come_from_files_servers_and_disks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vhds_come_from_storage_accounts() {
-    let disks = Disks::start().await;
+    let plain = Some("127.0.0.1:0".parse().expect("an address"));
+    let disks = Disks::start_with(|config| config.blob_listen = plain).await;
     let (raw, vhd) = vhd(disks.bed.folder.path(), "d", 0x33);
     let account =
         format!("{SUBSCRIPTION}/resourceGroups/Rg/providers/Microsoft.Storage/storageAccounts/vhds1");
@@ -192,6 +193,14 @@ async fn vhds_come_from_storage_accounts() {
         let back = disks.file("back.vhd");
         disks.python("download", &url, &back).await;
         assert_eq!(sum(&back, FOOTER), sum(&raw, 0), "{name}");
+    }
+    // By the address of the plain listener as well, which is ours and no stranger on the loopback.
+    let address = disks.bed.server.blob_addr.expect("it listens");
+    for host in ["127.0.0.1", "localhost"] {
+        let uri = format!("http://{host}:{}/vhds1/con/whole.vhd", address.port());
+        let import = json!({"location": "eastus", "properties": {"creationData":
+            {"createOption": "Import", "sourceUri": uri, "storageAccountId": account}}});
+        disks.done("PUT", &format!("disks/{host}"), Some(import)).await;
     }
     assert_eq!(disks.region("eastus").await.stats().await.expect("stats").manifests, 1);
     let missing = json!({"location": "eastus", "properties": {"creationData":
