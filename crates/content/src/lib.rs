@@ -44,7 +44,7 @@ pub use location::StoreLocation;
 pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
 pub use refs::StoredReference;
-pub use scrub::{Damage, Need, StoreVerifyReport, VerifyOptions};
+pub use scrub::{Affected, Damage, Need, StoreVerifyReport, VerifyOptions};
 pub use seal::{Key, KeyId, KeyRing};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Bandwidth, Progress, PutReport, ReplicateReport, replicate, replicate_paced};

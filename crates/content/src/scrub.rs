@@ -65,6 +65,8 @@ pub struct StoreVerifyReport {
     pub repaired_references: u64,
     /// The first thousand of what is needed and damaged.
     pub damages: Vec<Damage>,
+    /// All images that need any of it, repaired or not.
+    pub affected: Vec<Affected>,
     /// Wall time.
     pub seconds: f64,
 }
@@ -87,6 +89,17 @@ pub struct Damage {
     pub repaired: bool,
     /// Which images need it, and where.
     pub needed_by: Vec<Need>,
+}
+
+/// An image that needs something that was damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Affected {
+    /// The image.
+    pub manifest: ManifestId,
+    /// Who refers to it.
+    pub owners: Vec<String>,
+    /// Damaged places of it.
+    pub places: u64,
 }
 
 /// An image that needs something.
@@ -137,7 +150,8 @@ impl Store {
 
         let lost = self.name_lost(&marked, &checked).await?;
         report.damaged = lost.len() as u64;
-        let mut needs = self.who_needs(&sources, &roots.visible, &lost).await?;
+        let (mut needs, affected) = self.who_needs(&sources, &roots.visible, &lost).await?;
+        report.affected = affected;
         let mut repaired = HashSet::new();
         if options.repair && (!lost.is_empty() || !checked.damaged.is_empty()) {
             repaired = self.repair(options, &lost, &checked, &mut marked).await?;
@@ -222,13 +236,22 @@ impl Store {
         sources: &[Store],
         images: &BTreeSet<ManifestId>,
         lost: &BTreeMap<[u8; 16], String>,
-    ) -> Result<BTreeMap<[u8; 16], Needs>> {
+    ) -> Result<(BTreeMap<[u8; 16], Needs>, Vec<Affected>)> {
         let mut needs: BTreeMap<[u8; 16], Needs> = BTreeMap::new();
+        let mut affected: Vec<Affected> = Vec::new();
         if lost.is_empty() {
-            return Ok(needs);
+            return Ok((needs, affected));
         }
         let mut note = |hash: &[u8; 32], need: Need| {
             if lost.contains_key(&half(hash)) {
+                match affected.last_mut().filter(|last| last.manifest == need.manifest) {
+                    Some(last) => last.places += 1,
+                    None => affected.push(Affected {
+                        manifest: need.manifest,
+                        owners: need.owners.clone(),
+                        places: 1,
+                    }),
+                }
                 let needs = needs.entry(half(hash)).or_default();
                 needs.hash = Some(*hash);
                 if needs.of.len() < MAX_NAMED {
@@ -253,7 +276,7 @@ impl Store {
                 }
             }
         }
-        Ok(needs)
+        Ok((needs, affected))
     }
 
     /// Copies what replicas have, and frees the packs with damaged frames out of which everything could be saved.

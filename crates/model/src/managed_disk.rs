@@ -259,10 +259,10 @@ impl ManagedDisk {
         self.access.as_ref().filter(|access| now < access.expires)
     }
 
-    /// Whether bytes have to be brought or the disk has to grow: what a job is for.
+    /// The size in bytes that the disk has yet to grow to: a VHD of 20 MiB that was asked for as 1 GB becomes 1 GiB.
     pub fn grows_to(&self) -> Option<u64> {
         let content = self.content()?;
-        self.spec.size_gib.filter(|gib| *gib > content.size_gib()).map(|gib| gib * GIB)
+        self.spec.size_gib.map(|gib| gib * GIB).filter(|asked| *asked > content.size_bytes)
     }
 
     /// Opens an access.
@@ -378,6 +378,10 @@ impl ManagedDisk {
             }
             if asked > present {
                 self.check_no_access(now)?;
+            }
+            if asked == present {
+                // Clients send back what they read, which is rounded up.
+                new.size_gib = self.spec.size_gib;
             }
         }
         if new.size_gib.is_some() && self.content().is_none() {

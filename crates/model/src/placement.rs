@@ -82,12 +82,13 @@ impl CopyPlan {
             return Ok(Self { in_place: true, ..Self::copies(order, 1) });
         }
         match storage {
+            // The first sentence is Azure's (RULES.md 2D, 15).
             StorageAccountType::StandardZrs if zones.count < ZRS_ZONES && !zones.zrs_fallback => {
                 Err(Violation::at(
                     Rule::Parameter,
                     "properties.publishingProfile.targetRegions.storageAccountType",
                     format!(
-                        "The storage account type 'Standard_ZRS' is not available in region {region}: it needs {ZRS_ZONES} zones, and \
+                        "ZRS storage account type is not supported in this region. 'Standard_ZRS' is not available in region {region}: it needs {ZRS_ZONES} zones, and \
                          the region has {}. Use 'Standard_LRS', or have the operator of this service add zones to the region or set \
                          'zrs_fallback' for it.",
                         zones.count

@@ -1,6 +1,8 @@
 //! The address under which clients know the service: every URL that it hands out begins with it, and
 //! tokens are issued by it and for it.
 
+use std::net::SocketAddr;
+
 use uuid::Uuid;
 
 /// Audiences of Azure itself, which clients ask for when they were pointed here by a proxy.
@@ -15,15 +17,17 @@ const AZURE_AUDIENCES: [&str; 3] = [
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     url: String,
-    origins: [String; 3],
+    origins: Vec<String>,
     tenant_id: Uuid,
     audiences: Vec<String>,
 }
 
 impl Endpoint {
-    pub(crate) fn new(public_host: &str, port: u16, tenant_id: Uuid) -> Endpoint {
+    /// `plain` is where blobs alone are served over HTTP.
+    pub(crate) fn new(public_host: &str, port: u16, plain: Option<SocketAddr>, tenant_id: Uuid) -> Endpoint {
         let url = format!("https://{public_host}:{port}");
-        let origins = [public_host, "localhost", "127.0.0.1"].map(|host| format!("https://{host}:{port}"));
+        let hosts = [public_host, "localhost", "127.0.0.1"];
+        let mut origins = hosts.map(|host| format!("https://{host}:{port}")).to_vec();
         // Clients differ in whether the audience ends in a slash.
         let audiences = origins
             .iter()
@@ -31,6 +35,10 @@ impl Endpoint {
             .chain(AZURE_AUDIENCES)
             .flat_map(|host| [host.to_owned(), format!("{host}/")])
             .collect();
+        if let Some(plain) = plain {
+            origins.extend(hosts.map(|host| format!("http://{host}:{}", plain.port())));
+            origins.push(format!("http://{plain}"));
+        }
         Endpoint { url, origins, tenant_id, audiences }
     }
 

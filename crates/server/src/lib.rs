@@ -156,7 +156,7 @@ impl Server {
             blob_addr = Some(listener.local_addr().map_err(listen)?);
             blob_listener = Some(listener);
         }
-        let endpoint = Endpoint::new(&config.public_host, addr.port(), config.tenant_id);
+        let endpoint = Endpoint::new(&config.public_host, addr.port(), blob_addr, config.tenant_id);
 
         let fabric = fabric::Fabric::new(&config)?;
         let disk_exports = blob::disk_access::DiskExports::open(

@@ -42,7 +42,7 @@ impl AppState {
     pub(crate) async fn for_tests(config: Config) -> AppState {
         let folder = config.data_dir.clone();
         let store = Store::connect(&config.database_url()).await.unwrap();
-        let endpoint = Endpoint::new("localhost", 1, config.tenant_id);
+        let endpoint = Endpoint::new("localhost", 1, None, config.tenant_id);
         let keys = SigningKeys::load(&folder).unwrap();
         let clients = Clients::set_up(store.clone(), &folder, config.tenant_id, "s").await.unwrap();
         let fabric = Fabric::new(&config).unwrap();

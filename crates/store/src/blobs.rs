@@ -61,15 +61,6 @@ pub struct BlobPart {
     pub bytes: u64,
 }
 
-/// An object that no row names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Garbage {
-    /// The object.
-    pub object: String,
-    /// The region whose store has it.
-    pub region: String,
-}
-
 /// Which names a page of a list has: those that begin with `prefix`, at or after `from`, at most `limit`.
 #[derive(Debug, Clone, Default)]
 pub struct BlobPage {
@@ -356,6 +347,49 @@ impl Tx<'_> {
         self.fetch_all("read blocks", query).await?.iter().map(|row| part("blob_blocks", row)).collect()
     }
 
+    /// How many blocks of a blob are in no list yet.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn count_blocks(&mut self, key: &BlobKey) -> Result<u64, StoreError> {
+        let query = sqlx::query(
+            "SELECT COUNT(*) AS found FROM blob_blocks WHERE account = $1 AND container = $2 AND name = $3",
+        )
+        .bind(key.account.clone())
+        .bind(key.container.as_bytes().to_vec())
+        .bind(key.name.as_bytes().to_vec());
+        let row = self.fetch_one("count blocks", query).await?;
+        Cells::new("blob_blocks", "found", &row).count("found")
+    }
+
+    /// Blobs with blocks that are in no list yet, none of which was put within `age`; at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Inconsistent`]; the database's own.
+    pub async fn forgotten_blocks(&mut self, age: Duration, limit: u32) -> Result<Vec<BlobKey>, StoreError> {
+        let before = (self.now().await? - age).timestamp_micros();
+        let query = sqlx::query(
+            "SELECT account, container, name FROM blob_blocks GROUP BY account, container, name \
+             HAVING MAX(created_at) <= $1 ORDER BY account, container, name LIMIT $2",
+        )
+        .bind(before)
+        .bind(i64::from(limit));
+        let rows = self.fetch_all("read forgotten blocks", query).await?;
+        rows.iter()
+            .map(|row| {
+                let cells = Cells::new("blob_blocks", "name", row);
+                let text = |column| {
+                    String::from_utf8(cells.bytes(column)?).map_err(|error| cells.wrong(column, error))
+                };
+                Ok(BlobKey {
+                    account: cells.text("account")?,
+                    container: text("container")?,
+                    name: text("name")?,
+                })
+            })
+            .collect()
+    }
+
     /// Forgets all of a blob's blocks that are in no list. Their objects are the caller's to drop.
     ///
     /// # Errors
@@ -438,34 +472,43 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes an object off the garbage: a row names it now, or its file is gone. `false`: it was not there, so that it
-    /// may have been removed already.
+    /// Takes an object off the garbage: a row names it now. `false`: it was not there, or its time has come, so that it may
+    /// have been removed already, or be removed at any moment.
     ///
     /// # Errors
     /// The database's own.
     pub async fn take_object(&mut self, object: &str) -> Result<bool, StoreError> {
-        let query = sqlx::query("DELETE FROM blob_garbage WHERE object = $1").bind(object.to_owned());
+        let now = self.now().await?.timestamp_micros();
+        let query = sqlx::query("DELETE FROM blob_garbage WHERE object = $1 AND due > $2")
+            .bind(object.to_owned())
+            .bind(now);
         Ok(self.execute("take an object", query).await? > 0)
     }
 
-    /// Objects whose time has come, the oldest first.
+    /// Forgets an object whose file is gone.
     ///
     /// # Errors
     /// The database's own.
-    pub async fn due_objects(&mut self, limit: u32) -> Result<Vec<Garbage>, StoreError> {
+    pub async fn forget_object(&mut self, object: &str) -> Result<(), StoreError> {
+        let query = sqlx::query("DELETE FROM blob_garbage WHERE object = $1").bind(object.to_owned());
+        self.execute("forget an object", query).await?;
+        Ok(())
+    }
+
+    /// A region's objects whose time has come, the oldest first.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn due_objects(&mut self, region: &str, limit: u32) -> Result<Vec<String>, StoreError> {
         let now = self.now().await?.timestamp_micros();
         let query = sqlx::query(
-            "SELECT object, region FROM blob_garbage WHERE due <= $1 ORDER BY due, object LIMIT $2",
+            "SELECT object FROM blob_garbage WHERE region = $1 AND due <= $2 ORDER BY due, object LIMIT $3",
         )
+        .bind(region.to_owned())
         .bind(now)
         .bind(i64::from(limit));
         let rows = self.fetch_all("read garbage", query).await?;
-        rows.iter()
-            .map(|row| {
-                let cells = Cells::new("blob_garbage", "object", row);
-                Ok(Garbage { object: cells.text("object")?, region: cells.text("region")? })
-            })
-            .collect()
+        rows.iter().map(|row| Cells::new("blob_garbage", "object", row).text("object")).collect()
     }
 }
 

@@ -49,7 +49,7 @@ mod settings;
 mod store;
 mod tx;
 
-pub use blobs::{BlobKey, BlobPage, BlobPart, BlobRow, ContainerRow, Garbage};
+pub use blobs::{BlobKey, BlobPage, BlobPart, BlobRow, ContainerRow};
 pub use claim::{Claim, Heartbeat};
 pub use document::{Document, ProvisioningState};
 pub use error::StoreError;

@@ -177,6 +177,16 @@ fn a_disk_grows_and_never_shrinks() {
     let sized = |gib| DiskSpec { size_gib: Some(gib), ..spec(creation(CreateOption::Empty), None) };
     disk.update(sized(3), at(0)).unwrap();
     assert_eq!(disk.grows_to(), Some(3 * GIB));
+    let small = || {
+        DiskBytes::Stored(DiskContent { manifest: ManifestRef::parse("s").unwrap(), size_bytes: 20 << 20 })
+    };
+    let mut asked = ManagedDisk { spec: sized(1), bytes: small(), ..disk.clone() };
+    assert_eq!(asked.grows_to(), Some(GIB), "what was asked for, and not what is rounded up to it");
+    let mut rounded = ManagedDisk { spec: DiskSpec { size_gib: None, ..sized(1) }, ..asked.clone() };
+    rounded.update(sized(1), at(0)).unwrap();
+    assert_eq!(rounded.grows_to(), None, "rounding is no growth");
+    asked.update(sized(1), at(0)).unwrap();
+    assert_eq!(asked.grows_to(), Some(GIB));
     let big = DiskContent { manifest: ManifestRef::parse("m").unwrap(), size_bytes: 3 * GIB };
     disk.bytes = DiskBytes::Stored(big);
     assert_eq!(disk.grows_to(), None);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::error::BlobError;
 
@@ -129,6 +130,29 @@ pub(super) fn metadata(headers: &HeaderMap) -> Result<Metadata, BlobError> {
     Ok(found)
 }
 
+/// The copy that made a blob. It was complete when it was answered; clients that wait for it look here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// `x-ms-copy-id`.
+    pub id: Uuid,
+    /// `x-ms-copy-source`, without its query, which may hold a signature.
+    pub source: String,
+    /// `x-ms-copy-completion-time`.
+    pub completed: DateTime<Utc>,
+    /// Bytes that were copied.
+    pub bytes: u64,
+}
+
+impl Copied {
+    /// `x-ms-copy-status`.
+    pub(super) const STATUS: &'static str = "success";
+
+    /// `x-ms-copy-progress`.
+    pub(super) fn progress(&self) -> String {
+        format!("{0}/{0}", self.bytes)
+    }
+}
+
 /// What is told of a blob with every answer about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct About {
@@ -146,6 +170,8 @@ pub struct About {
     pub sequence_number: u64,
     /// `x-ms-blob-committed-block-count` of append blobs.
     pub append_blocks: u64,
+    /// The copy that made it.
+    pub copied: Option<Copied>,
 }
 
 impl About {
@@ -160,6 +186,7 @@ impl About {
             metadata: Metadata::new(),
             sequence_number: 0,
             append_blocks: 0,
+            copied: None,
         }
     }
 
@@ -200,6 +227,17 @@ impl About {
         }
         if let Some(created) = self.created {
             set(headers, HeaderName::from_static("x-ms-creation-time"), &http_date(created));
+        }
+        if let Some(copied) = &self.copied {
+            for (name, value) in [
+                ("x-ms-copy-id", copied.id.to_string()),
+                ("x-ms-copy-source", copied.source.clone()),
+                ("x-ms-copy-status", Copied::STATUS.to_owned()),
+                ("x-ms-copy-progress", copied.progress()),
+                ("x-ms-copy-completion-time", http_date(copied.completed)),
+            ] {
+                set(headers, HeaderName::from_static(name), &value);
+            }
         }
         let fixed = [
             (header::ACCEPT_RANGES.as_str(), "bytes"),

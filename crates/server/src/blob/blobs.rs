@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 use store::{BlobKey, StoreError, Tx};
 
-use super::about::{About, BlobKind, ContentHeaders, Metadata, metadata, set};
+use super::about::{About, BlobKind, ContentHeaders, Copied, Metadata, metadata, set};
 use super::auth::Action;
 use super::body::{self, Unread, answer, content_length};
 use super::conditions::{self, For};
@@ -170,8 +170,12 @@ pub(super) struct New {
     pub(super) content: ContentHeaders,
     pub(super) metadata: Metadata,
     pub(super) sequence_number: u64,
+    /// Where it was copied from.
+    pub(super) copied: Option<Copied>,
     /// The request may make blobs and not overwrite them.
     must_be_new: bool,
+    /// What is there is changed rather than overwritten, and only block blobs have blocks.
+    pub(super) must_be_blocks: bool,
     now: DateTime<Utc>,
 }
 
@@ -200,7 +204,9 @@ impl New {
             content: ContentHeaders::of_request(headers, true)?,
             metadata: metadata(headers)?,
             sequence_number: 0,
+            copied: None,
             must_be_new: !call.grant.allows(Action::Write),
+            must_be_blocks: false,
             now: call.state.now(),
         })
     }
@@ -211,14 +217,20 @@ impl New {
         call.state.store.read(|tx| Box::pin(async { self.check(tx, call, &key).await.map(|_| ()) })).await
     }
 
-    /// The blob that is there, if the request may take its place.
+    /// The blob that is there, as new as its pages, if the request may take its place.
     async fn check(&self, tx: &mut Tx<'_>, call: &Call, key: &BlobKey) -> Result<Option<Row>, BlobError> {
         if tx.container::<ContainerData>(&key.account, &key.container).await?.is_none() {
             return Err(BlobError::container_not_found());
         }
-        let found = tx.blob::<BlobData>(key).await?;
+        let mut found = tx.blob::<BlobData>(key).await?;
         if found.is_some() && self.must_be_new {
             return Err(BlobError::permission("The blob exists, and overwriting it needs sp=w."));
+        }
+        if self.must_be_blocks && found.as_ref().is_some_and(|row| row.data.kind != BlobKind::Block) {
+            return Err(BlobError::blob_type());
+        }
+        if let Some(row) = &mut found {
+            row.data.modified = modified(call, row).await?;
         }
         conditions::check(&call.parts.headers, For::Writing, found.as_ref().map(|row| row.data.modified))?;
         Ok(found)
@@ -262,7 +274,9 @@ impl New {
             content: ContentHeaders::default(),
             metadata: Metadata::default(),
             sequence_number: 0,
+            copied: None,
             must_be_new: false,
+            must_be_blocks: false,
             now,
         }
     }
@@ -315,6 +329,7 @@ impl New {
             content: self.content.clone(),
             metadata: self.metadata.clone(),
             sequence_number: self.sequence_number,
+            copied: self.copied.clone(),
         };
         tx.put_blob(key, object, &data).await?;
         let created_at = match found {
@@ -330,8 +345,7 @@ pub(super) async fn take(tx: &mut Tx<'_>, object: &str) -> Result<(), BlobError>
     if tx.take_object(object).await? {
         return Ok(());
     }
-    let message = "The upload took more than a day and was given up; send it again.";
-    Err(BlobError::new(StatusCode::INTERNAL_SERVER_ERROR, "OperationTimedOut", message))
+    Err(BlobError::timed_out("The upload took more than a day and was given up; send it again."))
 }
 
 /// Put Page.
@@ -360,6 +374,20 @@ async fn read_pages(call: &Call) -> Result<(PageFile, About), BlobError> {
 async fn open_pages(call: &Call, row: &Row) -> Result<PageFile, BlobError> {
     let path = objects::path(&call.state, &call.region, &row.object)?;
     PageFile::open(&path).await.map_err(|error| BlobError::io("open a page blob", &error))
+}
+
+/// When a blob was last changed: the row does not know of writes to pages.
+pub(super) async fn modified(call: &Call, row: &Row) -> Result<DateTime<Utc>, BlobError> {
+    if row.data.kept != Kept::Pages {
+        return Ok(row.data.modified);
+    }
+    let path = objects::path(&call.state, &call.region, &row.object)?;
+    match PageFile::open(&path).await {
+        Ok(pages) => pages_modified(&pages, row.data.modified).await,
+        // Whoever overwrites or deletes it need not find its bytes.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(row.data.modified),
+        Err(error) => Err(BlobError::io("look at a page blob", &error)),
+    }
 }
 
 /// The later of what the row says and what the pages say.
@@ -403,6 +431,8 @@ pub(super) async fn set_properties(call: &Call) -> Result<Response, BlobError> {
             };
         } else {
             data.content = content.clone();
+            // As on Azure.
+            data.copied = None;
         }
         Ok(())
     })
@@ -421,19 +451,14 @@ async fn change(
     change: impl Fn(&mut BlobData) -> Result<(), BlobError> + Sync,
 ) -> Result<About, BlobError> {
     let (key, now) = (call.key()?, call.state.now());
-    // For the conditions, a page blob is as new as its pages.
-    let row = read(call).await?;
-    let written = match row.data.kept {
-        Kept::Pages => Some(pages_modified(&open_pages(call, &row).await?, row.data.modified).await?),
-        Kept::Whole | Kept::Parts { .. } => None,
-    };
+    read(call).await?;
     let row = call
         .state
         .store
         .write(|tx| {
             Box::pin(async {
                 let mut row = tx.blob::<BlobData>(&key).await?.ok_or_else(BlobError::blob_not_found)?;
-                let before = written.unwrap_or_default().max(row.data.modified);
+                let before = modified(call, &row).await?;
                 conditions::check(&call.parts.headers, For::Writing, Some(before))?;
                 change(&mut row.data)?;
                 row.data.modified = later(now, Some(before));
@@ -454,7 +479,8 @@ pub(super) async fn delete(call: &Call) -> Result<Response, BlobError> {
         .write(|tx| {
             Box::pin(async {
                 let row = tx.blob::<BlobData>(&key).await?.ok_or_else(BlobError::blob_not_found)?;
-                conditions::check(&call.parts.headers, For::Writing, Some(row.data.modified))?;
+                let modified = modified(call, &row).await?;
+                conditions::check(&call.parts.headers, For::Writing, Some(modified))?;
                 drop_blob(tx, call, &key, &row).await?;
                 Ok::<_, BlobError>(())
             })

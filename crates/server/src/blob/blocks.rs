@@ -16,6 +16,7 @@ use super::body::{self, Unread, check_md5, md5};
 use super::conditions::{self, For};
 use super::error::BlobError;
 use super::objects::{self, GRACE, Pending};
+use super::page::MAX_PAGE_BLOB_BYTES;
 use super::rows::{self, BlobData, ContainerData, Kept};
 use super::service::Call;
 use super::xml::Xml;
@@ -28,7 +29,10 @@ const MAX_APPEND_BYTES: u64 = 100 << 20;
 /// Most blocks of a blob (Azure).
 const MAX_BLOCKS: usize = 50_000;
 /// Most blocks that were put and are in no list yet (Azure).
-const MAX_UNCOMMITTED: usize = 100_000;
+const MAX_UNCOMMITTED: u64 = 100_000;
+/// Largest blob of blocks. Azure's 50,000 blocks of 4,000 MiB come to 190 TiB, of which one block can be named 50,000 times;
+/// this is what the largest disk needs.
+pub(super) const MAX_BYTES: u64 = MAX_PAGE_BLOB_BYTES;
 /// Longest id of a block, decoded (Azure).
 const MAX_ID_BYTES: usize = 64;
 /// Largest block list: 50,000 of the longest ids, with their tags.
@@ -62,7 +66,7 @@ pub(super) async fn put(call: &Call, unread: &mut Unread) -> Result<Response, Bl
                 take(tx, &block.object).await?;
                 let before = tx.put_block(&key, &block).await?;
                 tx.drop_objects(call.region.as_str(), before.as_slice(), GRACE).await?;
-                if tx.blocks(&key).await?.len() > MAX_UNCOMMITTED {
+                if tx.count_blocks(&key).await? > MAX_UNCOMMITTED {
                     let message =
                         "The uncommitted block count cannot exceed the maximum limit of 100,000 blocks.";
                     let code = "BlockCountExceedsLimit";
@@ -141,14 +145,22 @@ impl BlockList {
                 Source::Uncommitted => uncommitted.get(id),
                 Source::Latest => uncommitted.get(id).or_else(|| committed.get(id)),
             };
-            found.cloned().ok_or_else(|| {
-                let message =
-                    format!("The specified block list is invalid: there is no block '{id}' ({source:?}).");
-                BlobError::new(StatusCode::BAD_REQUEST, "InvalidBlockList", message)
-            })
+            found.cloned().ok_or_else(|| invalid(&format!("there is no block '{id}' ({source:?})")))
         });
-        chosen.collect()
+        let chosen: Vec<BlobPart> = chosen.collect::<Result<_, _>>()?;
+        let bytes = chosen.iter().fold(0_u64, |sum, part| sum.saturating_add(part.bytes));
+        if bytes > MAX_BYTES {
+            return Err(invalid(&format!(
+                "its blocks come to {bytes} bytes, and a blob has at most {MAX_BYTES}"
+            )));
+        }
+        Ok(chosen)
     }
+}
+
+fn invalid(reason: &str) -> BlobError {
+    let message = format!("The specified block list is invalid: {reason}.");
+    BlobError::new(StatusCode::BAD_REQUEST, "InvalidBlockList", message)
 }
 
 /// Put Block List.
@@ -159,6 +171,8 @@ pub(super) async fn commit(call: &Call, unread: &mut Unread) -> Result<Response,
     let list = BlockList::parse(&whole.bytes)?;
     drop(whole);
     let mut new = New::of_request(call, BlobKind::Block)?;
+    new.must_be_blocks = true;
+    new.check_now(call).await?;
     // The plain headers are about the list.
     new.content = super::about::ContentHeaders::of_request(&call.parts.headers, false)?;
     // An id that owns the parts; it never has a file.
@@ -302,6 +316,14 @@ mod tests {
         let chosen = list.choose(&old, &new).unwrap();
         let objects: Vec<&str> = chosen.iter().map(|part| part.object.as_str()).collect();
         assert_eq!(objects, ["new", "old", "b"]);
+        let large = BlobPart { bytes: MAX_BLOCK_BYTES, ..part("a", "a") };
+        let times = |times: usize| parse(&format!("<Latest>{a}</Latest>").repeat(times)).unwrap();
+        assert_eq!(times(8_000).choose(&[], &[large.clone()]).unwrap().len(), 8_000);
+        let error = times(MAX_BLOCKS).choose(&[], &[large]).unwrap_err();
+        assert!(
+            error.code == "InvalidBlockList" && error.message.contains("209715200000000 bytes"),
+            "{error:?}"
+        );
         assert_eq!(list.choose(&[], &new).unwrap_err().code, "InvalidBlockList");
         assert_eq!(list.choose(&old, &old).unwrap_err().code, "InvalidBlockList");
         for bad in ["<Newest>YQ==</Newest>", "<Latest>%</Latest>", "<Latest/>", "<Latest>"] {

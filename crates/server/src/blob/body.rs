@@ -28,10 +28,15 @@ const MAX_RANGE_MD5_BYTES: u64 = 4 << 20;
 /// Bytes on their way to a client.
 pub(super) type Bytestream = BoxStream<'static, io::Result<Bytes>>;
 
-/// Most bodies that are held whole in memory at a time: with the largest, 8 MiB each, a quarter of a gigabyte.
-const WHOLE_BODIES_MAX: usize = 32;
-/// Places for bodies that are held whole.
-static WHOLE_BODIES: Semaphore = Semaphore::const_new(WHOLE_BODIES_MAX);
+/// Memory for bodies that are held whole, in KiB: a quarter of a gigabyte. A body has room for what came of it, so that
+/// slow ones keep nobody waiting.
+const ROOM_KIB: usize = 256 << 10;
+/// The room that is left.
+static ROOM: Semaphore = Semaphore::const_new(ROOM_KIB);
+/// Longest wait for room. Bodies that wait for each other end with it.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Longest time that a whole body may take: 4 MiB at 14 KiB a second.
+pub(super) const WHOLE_TIME_MAX: Duration = Duration::from_secs(300);
 /// Most of a refused body that is read and thrown away: what clients put at once.
 const DRAIN_BYTES_MAX: u64 = 64 << 20;
 /// Longest time for that.
@@ -85,29 +90,50 @@ pub(super) async fn next(body: &mut axum::body::BodyDataStream) -> Result<Option
     }
 }
 
-/// A body in memory, and its place among those that may be.
+/// A body in memory, and its room there.
 #[derive(Debug)]
 pub(super) struct Whole {
     /// The bytes.
     pub(super) bytes: Bytes,
-    _place: SemaphorePermit<'static>,
+    _room: Option<SemaphorePermit<'static>>,
 }
 
-/// A whole body of at most `max` bytes. Waits for a place.
+/// A whole body of at most `max` bytes.
 ///
 /// # Errors
-/// 413, and those of [`next`].
+/// 413, 500 when it takes too long, 503 when there is no room, and those of [`next`].
 pub(super) async fn read(body: Body, max: u64) -> Result<Whole, BlobError> {
-    let place = WHOLE_BODIES.acquire().await.map_err(BlobError::internal)?;
-    let mut stream = body.into_data_stream();
-    let mut whole = BytesMut::new();
-    while let Some(piece) = next(&mut stream).await? {
-        if whole.len() as u64 + piece.len() as u64 > max {
-            return Err(BlobError::too_large(max));
+    let reading = async {
+        let mut stream = body.into_data_stream();
+        let (mut whole, mut room) = (BytesMut::new(), None);
+        while let Some(piece) = next(&mut stream).await? {
+            let length = whole.len() + piece.len();
+            if length as u64 > max {
+                return Err(BlobError::too_large(max));
+            }
+            make_room(&mut room, length).await?;
+            whole.extend_from_slice(&piece);
         }
-        whole.extend_from_slice(&piece);
+        Ok(Whole { bytes: whole.freeze(), _room: room })
+    };
+    tokio::time::timeout(WHOLE_TIME_MAX, reading).await.unwrap_or_else(|_| {
+        let seconds = WHOLE_TIME_MAX.as_secs();
+        Err(BlobError::timed_out(format!("The body did not come within {seconds} s; send less at once.")))
+    })
+}
+
+/// Takes room until there is some for `length` bytes.
+async fn make_room(room: &mut Option<SemaphorePermit<'static>>, length: usize) -> Result<(), BlobError> {
+    let held = room.as_ref().map_or(0, SemaphorePermit::num_permits);
+    let lacking = length.div_ceil(1024).saturating_sub(held);
+    let Some(lacking) = u32::try_from(lacking).ok().filter(|lacking| *lacking > 0) else { return Ok(()) };
+    let more = tokio::time::timeout(ROOM_WAIT_MAX, ROOM.acquire_many(lacking)).await;
+    let more = more.map_err(|_| BlobError::busy())?.map_err(BlobError::internal)?;
+    match room {
+        Some(room) => room.merge(more),
+        None => *room = Some(more),
     }
-    Ok(Whole { bytes: whole.freeze(), _place: place })
+    Ok(())
 }
 
 /// `Content-Length`, which every request with a body for a blob has.
@@ -214,4 +240,49 @@ pub(super) fn empty(status: StatusCode, about: Option<&About>) -> Response {
         about.write_version(headers);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    /// A byte now and then, for ever.
+    fn slow(pause: Duration) -> Body {
+        Body::from_stream(stream::unfold((), move |()| async move {
+            tokio::time::sleep(pause).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b"x")), ()))
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_bodies_hold_up_nobody_and_end() {
+        let pause = Duration::from_secs(50);
+        let slow: Vec<_> = (0..100).map(|_| tokio::spawn(read(slow(pause), 1 << 20))).collect();
+        tokio::time::sleep(2 * pause).await;
+        let started = tokio::time::Instant::now();
+        let whole = read(Body::from(vec![7; 4 << 20]), 4 << 20).await.unwrap();
+        assert_eq!((whole.bytes.len(), started.elapsed()), (4 << 20, Duration::ZERO));
+        for read in slow {
+            let error = read.await.unwrap().unwrap_err();
+            assert_eq!((error.status.as_u16(), error.code), (500, "OperationTimedOut"));
+        }
+        // 4 MiB at 70 KB a second are not too slow.
+        let pieces = stream::unfold(0, |at| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (at < 60).then(|| (Ok::<_, io::Error>(Bytes::from(vec![1; 70_000])), at + 1))
+        });
+        assert_eq!(read(Body::from_stream(pieces), 8 << 20).await.unwrap().bytes.len(), 60 * 70_000);
+        // As many as there is room for, which other tests may use a little of; one more is told to come again.
+        let mut held = Vec::new();
+        let busy = loop {
+            match read(Body::from(vec![0; 8 << 20]), 8 << 20).await {
+                Ok(whole) => held.push(whole),
+                Err(busy) => break busy,
+            }
+        };
+        assert!((28..=ROOM_KIB / (8 << 10)).contains(&held.len()), "{}", held.len());
+        assert_eq!((busy.status.as_u16(), busy.code), (503, "ServerBusy"));
+    }
 }

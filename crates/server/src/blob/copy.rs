@@ -11,7 +11,7 @@ use reqwest::Url;
 use store::BlobPart;
 use uuid::Uuid;
 
-use super::about::set;
+use super::about::{Copied, set};
 use super::auth::{self, Action, Asked, Grant};
 use super::blobs::{New, Parts};
 use super::body;
@@ -33,7 +33,7 @@ pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
     if headers.contains_key("x-ms-blob-type") || headers.contains_key("x-ms-requires-sync") {
         return Err(BlobError::unsupported("Put Blob from URL; use Copy Blob without x-ms-requires-sync"));
     }
-    let (row, files) = source(call).await?;
+    let (url, row, files) = source(call).await?;
     if row.data.kept == Kept::Pages {
         return Err(BlobError::unsupported("copies of page blobs; download and upload it"));
     }
@@ -44,6 +44,8 @@ pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
         new.metadata = row.data.metadata.clone();
     }
     new.bytes = row.data.bytes;
+    let copied = Copied { id: Uuid::new_v4(), source: url, completed: call.state.now(), bytes: new.bytes };
+    new.copied = Some(copied.clone());
     // For the parts, and, first, for what owns them; for a blob without parts both are one.
     let mut made = Pending::begin_many(&call.state, &call.region, 1 + files.len()).await?;
     let owner = made.remove(0);
@@ -71,8 +73,8 @@ pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
     };
     let mut response = body::empty(StatusCode::ACCEPTED, Some(&about));
     let answer = response.headers_mut();
-    set(answer, axum::http::HeaderName::from_static("x-ms-copy-id"), &Uuid::new_v4().to_string());
-    answer.insert("x-ms-copy-status", HeaderValue::from_static("success"));
+    set(answer, axum::http::HeaderName::from_static("x-ms-copy-id"), &copied.id.to_string());
+    answer.insert("x-ms-copy-status", HeaderValue::from_static(Copied::STATUS));
     Ok(response)
 }
 
@@ -81,8 +83,8 @@ fn changed() -> BlobError {
     BlobError::new(StatusCode::CONFLICT, "CopySourceChanged", message)
 }
 
-/// The source that the request names and may read, and its files.
-async fn source(call: &Call) -> Result<(Row, Vec<(PathBuf, u64)>), BlobError> {
+/// The source that the request names and may read: its address without the query, its row, and its files.
+async fn source(call: &Call) -> Result<(String, Row, Vec<(PathBuf, u64)>), BlobError> {
     let header = call.parts.headers.get("x-ms-copy-source").and_then(|value| value.to_str().ok());
     let url = header.filter(|text| text.len() <= MAX_SOURCE_BYTES).and_then(|text| Url::parse(text).ok());
     let url = url.ok_or_else(|| BlobError::header("x-ms-copy-source", "is no URL"))?;
@@ -137,7 +139,9 @@ async fn source(call: &Call) -> Result<(Row, Vec<(PathBuf, u64)>), BlobError> {
             files.collect::<Result<_, BlobError>>()?
         }
     };
-    Ok((row, files))
+    let mut shown = url;
+    shown.set_query(None);
+    Ok((shown.to_string(), row, files))
 }
 
 /// Links each file under another name, or copies it to another file system; durable when this returns.

@@ -8,27 +8,30 @@
 //!
 //! The dash keeps these paths apart from those of storage accounts, whose names have none.
 
+mod exports;
 mod sas;
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io;
+use std::panic::AssertUnwindSafe;
 
 use axum::extract::Request;
 use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use content::{BlockCache, Image, ManifestId};
+use content::ManifestId;
+use futures::FutureExt;
 use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, ManagedDisk};
 use store::{Document, Tx};
-use tokio::sync::Mutex;
 use uuid::Uuid;
 
+pub use exports::ExportsError;
+pub(crate) use exports::{DiskExports, image};
 pub(crate) use sas::SasKey;
 
-use super::page::{PageBlob, PageFile, PageImage, serve};
+use super::body::WHOLE_TIME_MAX;
+use super::page::{PageBlob, PageImage, serve};
 use super::{About, BlobError, BlobQuery};
 use crate::AppState;
-use crate::http::error::chain;
+use crate::http::front::panic_text;
 
 /// First segments of paths that belong here.
 const PREFIX: &str = "md-";
@@ -36,123 +39,6 @@ const PREFIX: &str = "md-";
 const VERSION: HeaderName = HeaderName::from_static("x-ms-version");
 /// Longest that is given back.
 const VERSION_BYTES_MAX: usize = 32;
-/// Images that are kept open between requests.
-const OPEN_IMAGES_MAX: usize = 64;
-
-/// What serving disks needs between requests.
-pub(crate) struct DiskExports {
-    pub(crate) key: SasKey,
-    uploads_dir: PathBuf,
-    /// By access, so that sealing one ends all that use it.
-    uploads: Mutex<HashMap<Uuid, PageFile>>,
-    images: Mutex<HashMap<ManifestId, Image>>,
-    cache: Arc<BlockCache>,
-}
-
-/// Why exports cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportsError {
-    /// The key or the folder of uploads.
-    #[error("cannot use {path}: {source}")]
-    File {
-        /// The file or folder.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The key's file holds something else.
-    #[error(
-        "{path} holds no key of 32 bytes in hexadecimal; restore it, or remove it to have a new one made (all disk access URLs \
-             end)"
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The block cache.
-    #[error(transparent)]
-    Cache(#[from] content::Error),
-}
-
-impl DiskExports {
-    /// Loads or makes the key, and opens the block cache in `cache_dir`.
-    pub(crate) fn open(
-        data_dir: &Path,
-        cache_dir: &Path,
-        cache_bytes_max: u64,
-    ) -> Result<Self, ExportsError> {
-        let uploads_dir = data_dir.join("uploads");
-        crate::secret_file::create_folder(&uploads_dir)
-            .map_err(|source| ExportsError::File { path: uploads_dir.clone(), source })?;
-        Ok(Self {
-            key: SasKey::load(data_dir)?,
-            uploads_dir,
-            uploads: Mutex::default(),
-            images: Mutex::default(),
-            cache: Arc::new(BlockCache::open(cache_dir, cache_bytes_max)?),
-        })
-    }
-
-    /// The file of a disk's upload.
-    pub(crate) fn upload_path(&self, disk: Uuid) -> PathBuf {
-        self.uploads_dir.join(format!("{disk}.vhd"))
-    }
-
-    /// Makes the file of an upload, unless an earlier access left it.
-    pub(crate) async fn begin_upload(&self, disk: Uuid, bytes: u64) -> std::io::Result<()> {
-        match PageFile::create(&self.upload_path(disk), bytes).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            other => other.map(|_| ()),
-        }
-    }
-
-    /// The file of an upload as an access writes it; `None` when there is none.
-    pub(crate) async fn upload(&self, disk: Uuid, access: Uuid) -> std::io::Result<Option<PageFile>> {
-        let mut uploads = self.uploads.lock().await;
-        if let Some(file) = uploads.get(&access) {
-            return Ok(Some(file.clone()));
-        }
-        let file = match PageFile::open(&self.upload_path(disk)).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        uploads.insert(access, file.clone());
-        Ok(Some(file))
-    }
-
-    /// Removes an upload's file. Writes that are under way go to a file that nobody sees any more.
-    pub(crate) async fn remove_upload(&self, disk: Uuid, access: Option<Uuid>) -> std::io::Result<()> {
-        let mut uploads = self.uploads.lock().await;
-        if let Some(access) = access {
-            uploads.remove(&access);
-        }
-        match tokio::fs::remove_file(self.upload_path(disk)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// An image that was opened before.
-    pub(crate) async fn opened(&self, id: &ManifestId) -> Option<Image> {
-        self.images.lock().await.get(id).cloned()
-    }
-
-    /// An image, opened once.
-    pub(crate) async fn image(&self, stores: &[content::Store], id: ManifestId) -> content::Result<Image> {
-        let mut images = self.images.lock().await;
-        if let Some(image) = images.get(&id) {
-            return Ok(image.clone());
-        }
-        let image = Image::open(stores, &id, Arc::clone(&self.cache)).await?;
-        if images.len() >= OPEN_IMAGES_MAX {
-            images.clear();
-        }
-        images.insert(id, image.clone());
-        Ok(image)
-    }
-}
-
 /// Whether a request's path is one of these.
 pub(crate) fn is_ours(path: &crate::http::path::ArmPath) -> bool {
     path.len() == 3
@@ -190,9 +76,17 @@ pub(crate) async fn answer(
 ) -> Response {
     let version =
         request.headers().get(VERSION).filter(|version| version.len() <= VERSION_BYTES_MAX).cloned();
-    let mut response = match try_answer(state, path, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+    // A body has its own bound; what remains is our own work.
+    let limit = state.config.limits.request_timeout + WHOLE_TIME_MAX;
+    let answer = AssertUnwindSafe(try_answer(state, path, request)).catch_unwind();
+    let mut response = match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Ok(Err(error))) => error.into_response(),
+        Ok(Err(panic)) => BlobError::internal(format!("panic: {}", panic_text(&*panic))).into_response(),
+        Err(_) => {
+            let text = "The service did not answer in time; send the request again.";
+            BlobError::timed_out(text).into_response()
+        }
     };
     if let Some(version) = version {
         response.headers_mut().insert(VERSION, version);
@@ -287,27 +181,18 @@ async fn bytes(
 ) -> Result<(PageBlob, About), BlobError> {
     match &managed.bytes {
         DiskBytes::Stored(content) => {
-            let failed = |error: &dyn std::error::Error| BlobError::internal(chain(error));
             let id = content.manifest.as_str().parse();
             let id: ManifestId = id.map_err(|_| BlobError::internal("a manifest's name cannot be read"))?;
-            let image = match state.disk_exports.opened(&id).await {
-                Some(image) => image,
-                None => {
-                    let holding = state.fabric.holding(&managed.spec.location, &id).await;
-                    let stores = holding.map_err(|error| failed(&error))?;
-                    if stores.is_empty() {
-                        let reason = "no zone that can be reached has the disk's content";
-                        return Err(BlobError::internal(reason));
-                    }
-                    state.disk_exports.image(&stores, id).await.map_err(|error| failed(&error))?
-                }
-            };
-            let footer = disk::vhd::fixed_footer(image.size(), *managed.unique_id.as_bytes());
-            Ok((PageBlob::Image(PageImage::new(image, footer)), About::page(access.granted)))
+            let image = image(state, &managed.spec.location, id).await.map_err(BlobError::internal)?;
+            let image = PageImage::new(image, *managed.unique_id.as_bytes())?;
+            Ok((PageBlob::Image(image), About::page(access.granted)))
         }
         DiskBytes::Upload { .. } => {
-            let io = |error| BlobError::io("open an upload", &error);
-            let file = state.disk_exports.upload(managed.unique_id, access.id).await.map_err(io)?;
+            let io = |error: io::Error| match error.kind() {
+                io::ErrorKind::ResourceBusy => BlobError::busy(),
+                _ => BlobError::io("open an upload", &error),
+            };
+            let file = state.disk_exports.upload(managed.unique_id, access).await.map_err(io)?;
             let file = file.ok_or_else(BlobError::blob_not_found)?;
             let modified = file.modified().await.map_err(io)?;
             Ok((PageBlob::File(file), About::page(modified)))

@@ -147,6 +147,19 @@ impl BlobError {
         Self::new(StatusCode::BAD_REQUEST, "Md5Mismatch", message)
     }
 
+    /// 500: something took too long. `message` says what, and the remedy.
+    #[must_use]
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "OperationTimedOut", message)
+    }
+
+    /// 503: it may work in a moment.
+    #[must_use]
+    pub fn busy() -> Self {
+        let message = "The server is busy; retry the request.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServerBusy", message)
+    }
+
     /// 500: our own failure; logged in full, told in brief.
     #[must_use]
     pub fn internal(cause: impl std::fmt::Display) -> Self {
@@ -172,10 +185,7 @@ impl BlobError {
 impl From<StoreError> for BlobError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Contention { .. } => {
-                let message = "The server is busy; retry the request.";
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServerBusy", message)
-            }
+            StoreError::Contention { .. } => Self::busy(),
             other => Self::internal(chain(&other)),
         }
     }

@@ -4,7 +4,8 @@
 use axum::response::{IntoResponse, Response};
 use store::BlobPage;
 
-use super::about::{Metadata, etag, http_date};
+use super::about::{Copied, Metadata, etag, http_date};
+use super::blobs::modified;
 use super::containers;
 use super::error::BlobError;
 use super::rows::{self, BlobData, ContainerData, Kept, Row};
@@ -25,6 +26,7 @@ struct Wanted {
     from: Vec<u8>,
     most: usize,
     metadata: bool,
+    copy: bool,
 }
 
 impl Wanted {
@@ -41,12 +43,14 @@ impl Wanted {
             },
         };
         let include = query.get("include").unwrap_or_default();
+        let includes = |wanted: &str| include.split(',').any(|part| part.eq_ignore_ascii_case(wanted));
         Ok(Self {
             prefix: query.get("prefix").unwrap_or_default().to_owned(),
             marker: marker.to_owned(),
             from,
             most,
-            metadata: include.split(',').any(|part| part.eq_ignore_ascii_case("metadata")),
+            metadata: includes("metadata"),
+            copy: includes("copy"),
         })
     }
 
@@ -115,7 +119,12 @@ pub(super) async fn blobs(call: &Call) -> Result<Response, BlobError> {
         return Err(BlobError::query("delimiter", "is too long"));
     }
     containers::read(call).await?;
-    let (entries, next) = entries(call, &wanted, delimiter).await?;
+    let (mut entries, next) = entries(call, &wanted, delimiter).await?;
+    for entry in &mut entries {
+        if let Entry::Blob(row) = entry {
+            row.data.modified = modified(call, row).await?;
+        }
+    }
     let mut xml = wanted.document(call, Some(call.container()?));
     xml.maybe("Delimiter", delimiter);
     xml.nest("Blobs", |xml| {
@@ -127,7 +136,7 @@ pub(super) async fn blobs(call: &Call) -> Result<Response, BlobError> {
                     });
                 }
                 Entry::Blob(row) => {
-                    xml.nest("Blob", |xml| write_blob(xml, row, wanted.metadata));
+                    xml.nest("Blob", |xml| write_blob(xml, row, &wanted));
                 }
             }
         }
@@ -182,7 +191,7 @@ async fn entries(
     }
 }
 
-fn write_blob(xml: &mut Xml, row: &Row, with_metadata: bool) {
+fn write_blob(xml: &mut Xml, row: &Row, wanted: &Wanted) {
     let about = rows::about(row);
     let content = &about.content;
     xml.text("Name", &row.name).nest("Properties", |xml| {
@@ -203,8 +212,15 @@ fn write_blob(xml: &mut Xml, row: &Row, with_metadata: bool) {
             .text("LeaseStatus", "unlocked")
             .text("LeaseState", "available")
             .text("ServerEncrypted", "false");
+        if let Some(copied) = about.copied.as_ref().filter(|_| wanted.copy) {
+            xml.text("CopyId", &copied.id.to_string())
+                .text("CopySource", &copied.source)
+                .text("CopyStatus", Copied::STATUS)
+                .text("CopyProgress", &copied.progress())
+                .text("CopyCompletionTime", &http_date(copied.completed));
+        }
     });
-    if with_metadata {
+    if wanted.metadata {
         write_metadata(xml, &about.metadata);
     }
 }

@@ -19,6 +19,7 @@ use chrono::TimeDelta;
 use futures::{StreamExt, stream};
 use md5::{Digest, Md5};
 use model::Region;
+use model::storage_account::StorageAccount;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -36,8 +37,14 @@ const WRITE_BYTES: usize = 1 << 20;
 const READ_BYTES: u64 = 512 * 1024;
 /// Between two looks for what is due.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
-/// Objects that one look removes at most.
+/// Objects of a region that one look removes at most.
 const SWEEP_OBJECTS: u32 = 1000;
+/// How long blocks that are in no list are kept after the last one of their blob (Azure).
+const BLOCKS_KEPT: TimeDelta = TimeDelta::days(7);
+/// Looks for what is due between two for such blocks: an hour.
+const LOOKS_FOR_BLOCKS: u32 = 60;
+/// Blobs that lose such blocks at one look at most.
+const SWEEP_BLOBS: u32 = 100;
 
 /// An object that no row names yet. Dropped without [`Pending::taken`], its file goes; the note in the database is swept.
 #[derive(Debug)]
@@ -266,7 +273,12 @@ pub(super) fn path(state: &AppState, region: &Region, id: &str) -> Result<PathBu
 
 /// Removes what is due, now and then, until `stop`.
 pub(crate) async fn sweep(state: AppState, stop: CancellationToken) {
-    loop {
+    for look in (0..LOOKS_FOR_BLOCKS).cycle() {
+        if look == 0
+            && let Err(error) = expire_blocks(&state, BLOCKS_KEPT).await
+        {
+            tracing::warn!(%error, "blocks that nobody committed could not be forgotten; trying again later");
+        }
         if let Err(error) = sweep_once(&state).await {
             tracing::warn!(%error, "blobs that nobody needs could not be removed; trying again later");
         }
@@ -282,16 +294,30 @@ pub(crate) async fn sweep(state: AppState, stop: CancellationToken) {
 /// # Errors
 /// The database's own. An object whose file cannot be removed stays for the next look.
 pub(crate) async fn sweep_once(state: &AppState) -> Result<usize, store::StoreError> {
-    let due = state.store.read(|tx| Box::pin(async { tx.due_objects(SWEEP_OBJECTS).await })).await?;
+    let mut removed = 0;
+    // One after the other: a region that is away, or was taken out of the configuration, keeps its own files until it is back,
+    // and nobody else's.
+    for region in state.config.regions.iter().map(|region| &region.name) {
+        removed += sweep_region(state, region).await?;
+    }
+    Ok(removed)
+}
+
+async fn sweep_region(state: &AppState, region: &Region) -> Result<usize, store::StoreError> {
+    let name = region.as_str();
+    let due = state.store.read(|tx| Box::pin(async { tx.due_objects(name, SWEEP_OBJECTS).await })).await?;
     let mut removed = Vec::new();
-    for garbage in due {
-        // A region that was taken out of the configuration keeps its files until it is back.
-        let path =
-            Region::parse(&garbage.region).ok().and_then(|region| path(state, &region, &garbage.object).ok());
-        let Some(path) = path else { continue };
+    for object in due {
+        let path = match path(state, region, &object) {
+            Ok(path) => path,
+            Err(error) => {
+                tracing::debug!(region = name, error = error.message, "a region's blobs are not swept");
+                break;
+            }
+        };
         match tokio::fs::remove_file(&path).await {
-            Ok(()) => removed.push(garbage.object),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => removed.push(garbage.object),
+            Ok(()) => removed.push(object),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => removed.push(object),
             Err(error) => tracing::warn!(%error, path = %path.display(), "cannot remove a blob's file"),
         }
     }
@@ -300,13 +326,32 @@ pub(crate) async fn sweep_once(state: &AppState) -> Result<usize, store::StoreEr
         .write(|tx| {
             Box::pin(async {
                 for object in &removed {
-                    tx.take_object(object).await?;
+                    tx.forget_object(object).await?;
                 }
                 Ok::<_, store::StoreError>(())
             })
         })
         .await?;
     Ok(removed.len())
+}
+
+/// Drops the blocks of blobs for which none came within `age`, and which nobody committed. Returns of how many blobs.
+async fn expire_blocks(state: &AppState, age: TimeDelta) -> Result<usize, store::StoreError> {
+    let forgotten = state.store.read(|tx| Box::pin(async { tx.forgotten_blocks(age, SWEEP_BLOBS).await }));
+    let forgotten = forgotten.await?;
+    for key in &forgotten {
+        let dropped = state.store.write(|tx| {
+            Box::pin(async {
+                let Some(account) = tx.get::<StorageAccount>(&key.account).await? else { return Ok(()) };
+                let objects: Vec<String> =
+                    tx.blocks(key).await?.into_iter().map(|block| block.object).collect();
+                tx.delete_blocks(key).await?;
+                tx.drop_objects(account.data.spec.location.as_str(), &objects, GRACE).await
+            })
+        });
+        dropped.await?;
+    }
+    Ok(forgotten.len())
 }
 
 fn flat<T>(joined: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {

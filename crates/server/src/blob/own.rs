@@ -24,7 +24,9 @@ pub(crate) async fn get(state: &AppState, url: &Url) -> Option<Response> {
     };
     let mut request = Request::builder().uri(target).body(Body::empty()).ok()?;
     request.headers_mut().insert("x-ms-version", HeaderValue::from_static(service::DEFAULT_VERSION));
-    request.extensions_mut().insert(Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), secure: true });
+    request
+        .extensions_mut()
+        .insert(Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), secure: url.scheme() == "https" });
     let (parts, body) = request.into_parts();
     if !route::is_blob(state, &parts).await {
         return None;

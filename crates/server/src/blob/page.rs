@@ -10,6 +10,7 @@ pub mod serve;
 use std::io;
 use std::ops::Range;
 
+use axum::http::StatusCode;
 use bytes::Bytes;
 use content::Image;
 use futures::StreamExt;
@@ -39,28 +40,34 @@ pub enum PageBlob {
     Image(PageImage),
 }
 
-/// An image and the footer that makes it a fixed VHD.
+/// An image and the footer that makes it a fixed VHD of a size that Azure takes. What lies between is zeros.
 #[derive(Debug, Clone)]
 pub struct PageImage {
     image: Image,
+    /// The published size.
+    footer_at: u64,
     footer: Bytes,
 }
 
 impl PageImage {
-    /// `footer`: of a fixed VHD of the image's size.
-    #[must_use]
-    pub fn new(image: Image, footer: [u8; 512]) -> Self {
-        Self { image, footer: Bytes::copy_from_slice(&footer) }
-    }
-
-    /// Where the footer begins: after the last whole page.
-    fn footer_at(&self) -> u64 {
-        self.image.size().next_multiple_of(PAGE_BYTES)
+    /// `unique_id` is the footer's.
+    ///
+    /// # Errors
+    /// 409 when the disk is larger than Azure's largest.
+    pub fn new(image: Image, unique_id: [u8; 16]) -> Result<Self, BlobError> {
+        let size = image.size();
+        let footer_at = disk::vhd::published_size(size).ok_or_else(|| {
+            let most = disk::vhd::MAX_PUBLISHED_BYTES;
+            let message = format!("A VHD for Azure has at most {most} bytes, and the disk has {size}.");
+            BlobError::new(StatusCode::CONFLICT, "OperationNotAllowedOnDisk", message)
+        })?;
+        let footer = disk::vhd::fixed_footer(footer_at, unique_id);
+        Ok(Self { image, footer_at, footer: Bytes::copy_from_slice(&footer) })
     }
 
     async fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
         let size = self.image.size();
-        let footer_at = self.footer_at();
+        let footer_at = self.footer_at;
         let mut piece = vec![0; (range.end - range.start) as usize];
         if range.start < size {
             let len = (range.end.min(size) - range.start) as usize;
@@ -77,7 +84,7 @@ impl PageImage {
     /// The stretches of data in `range`, at most `max`, and where to go on if there may be more.
     async fn data(&self, range: Range<u64>, max: usize) -> Result<(Vec<Range<u64>>, Option<u64>), BlobError> {
         let failed = |error: content::Error| BlobError::internal(crate::http::error::chain(&error));
-        let (size, footer_at) = (self.image.size(), self.footer_at());
+        let (size, footer_at) = (self.image.size(), self.footer_at);
         let mut found = Vec::new();
         let mut at = range.start;
         while at < range.end.min(size) {
@@ -121,7 +128,7 @@ impl PageBlob {
     pub fn size(&self) -> u64 {
         match self {
             PageBlob::File(file) => file.size(),
-            PageBlob::Image(image) => image.footer_at() + PAGE_BYTES,
+            PageBlob::Image(image) => image.footer_at + PAGE_BYTES,
         }
     }
 

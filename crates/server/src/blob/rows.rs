@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use store::BlobRow;
 
-use super::about::{About, BlobKind, ContentHeaders, Metadata};
+use super::about::{About, BlobKind, ContentHeaders, Copied, Metadata};
 
 /// A container's data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,9 @@ pub(super) struct BlobData {
     pub(super) metadata: Metadata,
     /// Page blobs.
     pub(super) sequence_number: u64,
+    /// The copy that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) copied: Option<Copied>,
 }
 
 /// How a blob's bytes are kept.
@@ -77,6 +80,7 @@ pub(super) fn about(row: &Row) -> About {
         content: data.content.clone(),
         metadata: data.metadata.clone(),
         sequence_number: data.sequence_number,
+        copied: data.copied.clone(),
         append_blocks: match data.kept {
             Kept::Parts { count } => count,
             Kept::Whole | Kept::Pages => 0,

@@ -72,30 +72,27 @@ async fn front(State(state): State<AppState>, request: Request, next: Next) -> R
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match canonical(&mut request) {
         Err(error) => error.into_response(),
-        Ok(()) => {
-            let answer = AssertUnwindSafe(route(&state, request, next)).catch_unwind();
-            match tokio::time::timeout(state.config.limits.request_timeout, answer).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(panic)) => {
-                    ApiError::internal(format!("panic: {}", panic_text(&*panic))).into_response()
-                }
-                Err(_) => {
-                    let text = "The service did not answer in time; send the request again.";
-                    ApiError::new(504, "GatewayTimeout", text).into_response()
-                }
-            }
-        }
+        Ok(()) => match request.extensions().get::<ArmPath>().cloned() {
+            // Disk access URLs carry their own permission, and have the time that their bodies need.
+            Some(path) if disk_access::is_ours(&path) => disk_access::answer(&state, &path, request).await,
+            _ => in_time(&state, next.run(request)).await,
+        },
     };
     tracing::info!(request.id = %ids.request, %method, path, status = response.status().as_u16(), "request");
     ids.write(response.headers_mut());
     response
 }
 
-/// Disk access URLs carry their own permission; everything else goes to the router.
-async fn route(state: &AppState, request: Request, next: Next) -> Response {
-    match request.extensions().get::<ArmPath>().cloned() {
-        Some(path) if disk_access::is_ours(&path) => disk_access::answer(state, &path, request).await,
-        _ => next.run(request).await,
+/// An answer of ARM, whatever becomes of the handler.
+async fn in_time(state: &AppState, answer: impl Future<Output = Response>) -> Response {
+    let answer = AssertUnwindSafe(answer).catch_unwind();
+    match tokio::time::timeout(state.config.limits.request_timeout, answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(panic)) => ApiError::internal(format!("panic: {}", panic_text(&*panic))).into_response(),
+        Err(_) => {
+            let text = "The service did not answer in time; send the request again.";
+            ApiError::new(504, "GatewayTimeout", text).into_response()
+        }
     }
 }
 

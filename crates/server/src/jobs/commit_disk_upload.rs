@@ -20,12 +20,16 @@ pub(crate) struct Payload {
 }
 
 pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
-    let Payload { disk: id, access } = context.payload()?;
+    let Payload { disk: id, .. } = context.payload()?;
     let found = context.state.store.read(|tx| Box::pin(async { tx.get::<ManagedDisk>(&id).await })).await?;
     let Some(document) = found else { return Ok(()) };
     let disk = &document.data;
     if let DiskBytes::Committing { .. } = disk.bytes {
-        let stored = store(&context, disk, access).await?;
+        let stored = store(&context, disk).await;
+        if stored.is_err() {
+            context.state.disk_exports.close_upload(disk.unique_id).await;
+        }
+        let stored = stored?;
         let written: Result<(), StoreError> = context
             .state
             .store
@@ -41,23 +45,22 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
             .await;
         written?;
     }
-    let removed = context.state.disk_exports.remove_upload(disk.unique_id, Some(access)).await;
+    let removed = context.state.disk_exports.remove_upload(disk.unique_id).await;
     removed.map_err(|error| internal("remove the upload's file", &error))?;
     context.finish(None).await?;
     Ok(())
 }
 
-async fn store(context: &JobContext, disk: &ManagedDisk, access: Uuid) -> Result<DiskBytes, JobFailure> {
+async fn store(context: &JobContext, disk: &ManagedDisk) -> Result<DiskBytes, JobFailure> {
     let exports = &context.state.disk_exports;
-    let file = exports.upload(disk.unique_id, access).await;
-    let file = file.map_err(|error| internal("open the upload's file", &error))?;
+    let file = exports.seal_upload(disk.unique_id).await;
+    let file = file.map_err(|error| internal("seal the upload's file", &error))?;
     let name = disk.name.to_string();
-    let Some(file) = file else {
+    // Held until it is stored: as long as somebody has it, it stays sealed.
+    let Some(_sealed) = file else {
         let found = " Nothing was uploaded.";
         return Err(vhd_failure(VhdError::Cookie { name, found }));
     };
-    // Waits for writes under way; those that come later are refused.
-    file.seal().await.map_err(|error| internal("seal the upload's file", &error))?;
     let path = exports.upload_path(disk.unique_id);
     let opened = tokio::task::spawn_blocking(move || open_fixed(&path, &name)).await;
     let source = opened.map_err(|error| internal("open the upload's file", &error))?.map_err(vhd_failure)?;

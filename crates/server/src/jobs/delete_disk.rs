@@ -70,7 +70,7 @@ async fn wait_for_others(context: &JobContext, id: &str) -> Result<(), JobFailur
 }
 
 async fn release(context: &JobContext, disk: &ManagedDisk) -> Result<(), JobFailure> {
-    let removed = context.state.disk_exports.remove_upload(disk.unique_id, None).await;
+    let removed = context.state.disk_exports.remove_upload(disk.unique_id).await;
     removed.map_err(|error| internal("remove the upload's file", &error))?;
     let content = disk.content().map(|content| &content.manifest);
     for manifest in content.into_iter().chain(&disk.retired) {

@@ -2,6 +2,8 @@
 //! storage accounts, a file of this host if the configuration allows its folder, or anything that http(s) gives and the
 //! network policy lets through.
 
+mod join;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use reqwest::Url;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use self::join::JoinError;
 use super::context::{JobContext, JobFailure};
 use super::fetch::{FetchError, FetchLimits, fetch_to_file, shown};
 use super::replicate_image_version::manifest_id;
@@ -152,14 +155,14 @@ async fn join_and_put(
     uri: &str,
     owner: &str,
 ) -> Result<DiskContent, JobFailure> {
-    let (from, to) = (parts.to_vec(), path.to_owned());
-    let joined = tokio::task::spawn_blocking(move || {
-        let mut whole = std::fs::File::create(to)?;
-        from.iter()
-            .try_for_each(|part| std::io::copy(&mut std::fs::File::open(part)?, &mut whole).map(|_| ()))
-    });
-    let joined = joined.await.map_err(|error| internal("read a blob", &error))?;
-    joined.map_err(|error| internal("read a blob", &error))?;
+    let (from, to, stop) = (parts.to_vec(), path.to_owned(), context.cancel.clone());
+    let joined = tokio::task::spawn_blocking(move || join::join(&from, &to, &stop)).await;
+    joined.map_err(|error| internal("read a blob", &error))?.map_err(|error| match error {
+        JoinError::Canceled => JobFailure::canceled(),
+        JoinError::Large { .. } => not_a_vhd(&error),
+        JoinError::Space { .. } => JobFailure::permanent("InsufficientStorage", error.to_string()),
+        JoinError::Io(error) => internal("read a blob", &error),
+    })?;
     put(context, region, path, &shown(uri), owner).await
 }
 
@@ -194,7 +197,7 @@ async fn put(
 ) -> Result<DiskContent, JobFailure> {
     let (path, name) = (path.to_owned(), name.to_owned());
     let opened = tokio::task::spawn_blocking(move || open_fixed(&path, &name)).await;
-    let source = opened.map_err(|error| internal("open a VHD", &error))?.map_err(vhd_failure)?;
+    let source = opened.map_err(|error| internal("open a VHD", &error))?.map_err(import_failure)?;
     put_source(context, region, source, owner).await
 }
 
@@ -288,6 +291,19 @@ pub(super) async fn bring(
             false => JobFailure::transient("InternalServerError", message),
         }
     })
+}
+
+/// What Azure says of imports, and then why (RULES.md of the doctor, 2.5).
+fn not_a_vhd(cause: &dyn std::error::Error) -> JobFailure {
+    JobFailure::permanent("BadRequest", format!("Only blobs formatted as VHDs can be imported. {cause}"))
+}
+
+/// As [`vhd_failure`], in the words of imports.
+fn import_failure(error: VhdError) -> JobFailure {
+    match error.is_the_files() {
+        true => not_a_vhd(&error),
+        false => vhd_failure(error),
+    }
 }
 
 /// A bad VHD is the client's; anything else may pass.

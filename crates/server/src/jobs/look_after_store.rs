@@ -4,7 +4,7 @@
 //! Zones are done one after the other. What was asked for covers all zones of the region; what is due by time
 //! (`reconcile/gc.rs`) is a job for each zone.
 
-use content::{GcOptions, GcStage, Store, VerifyOptions};
+use content::{Affected, GcOptions, GcStage, Store, VerifyOptions};
 use model::Region;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,13 +15,18 @@ use super::{JobKind, enqueue};
 use crate::AppState;
 use crate::http::error::chain;
 use crate::reconcile::gc::{Done, note_care};
-use crate::reconcile::references;
+use crate::reconcile::{owners, references};
 
 /// Damaged parts that an operation's output names, and for each the images that need it; more are only counted.
 const DAMAGES_MAX: usize = 100;
 const NEEDS_MAX: usize = 20;
-/// Damaged parts that are remembered of the last verification.
+/// References to damaged images that an operation's output names: all that there are, on any server of today.
+const AFFECTED_MAX: usize = 20_000;
+/// Damaged parts, and references to damaged images, that are remembered of the last verification.
 const REMEMBERED_DAMAGES_MAX: usize = 10;
+
+/// The parts of a report that may be long.
+const LISTS: [&str; 2] = ["damages", "affected"];
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,13 +204,19 @@ async fn in_zone(
             let report = store.verify_all(&options, |done, total| {
                 context.report(json!({ "step": "verify", "done": done, "total": total }));
             });
-            report.await.map(|mut report| {
-                report.damages.truncate(DAMAGES_MAX);
-                for damage in &mut report.damages {
-                    damage.needed_by.truncate(NEEDS_MAX);
+            match report.await {
+                Ok(mut report) => {
+                    report.damages.truncate(DAMAGES_MAX);
+                    for damage in &mut report.damages {
+                        damage.needed_by.truncate(NEEDS_MAX);
+                    }
+                    let affected = affected(context, std::mem::take(&mut report.affected)).await?;
+                    let mut report = json!(report);
+                    report["affected"] = affected.into();
+                    Ok(report)
                 }
-                json!(report)
-            })
+                Err(error) => Err(error),
+            }
         }
         Task::Reconcile => Ok(Value::Null),
     };
@@ -218,10 +229,28 @@ async fn in_zone(
     Ok(Ok(report))
 }
 
+/// Every reference to a damaged image, with the resource that it is of.
+async fn affected(context: &JobContext, images: Vec<Affected>) -> Result<Vec<Value>, StoreError> {
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let resources = owners::resources(&context.state).await?;
+    let references = images.iter().flat_map(|image| {
+        let Affected { manifest, owners, places } = image;
+        owners.iter().map(move |owner| (manifest, owner, places))
+    });
+    let entries = references.map(|(manifest, owner, places)| {
+        json!({ "resourceId": resources.get(owner), "owner": owner, "manifest": manifest, "places": places })
+    });
+    Ok(entries.take(AFFECTED_MAX).collect())
+}
+
 async fn remember(context: &JobContext, store: &Store, task: Task, report: &Value) -> Result<(), StoreError> {
     let mut short = report.clone();
-    if let Some(Value::Array(damages)) = short.get_mut("damages") {
-        damages.truncate(REMEMBERED_DAMAGES_MAX);
+    for list in LISTS {
+        if let Some(Value::Array(list)) = short.get_mut(list) {
+            list.truncate(REMEMBERED_DAMAGES_MAX);
+        }
     }
     context
         .state
@@ -246,7 +275,7 @@ async fn remember(context: &JobContext, store: &Store, task: Task, report: &Valu
 fn without_damages(report: &Value) -> Value {
     let mut report = report.clone();
     if let Value::Object(fields) = &mut report {
-        fields.remove("damages");
+        fields.retain(|name, _| !LISTS.contains(&name.as_str()));
     }
     report
 }
@@ -258,7 +287,10 @@ fn output(done: Vec<InZone>) -> Value {
     for InZone { zone, location, report } in done {
         let mut entry = json!({ "zone": zone + 1, "location": location });
         match report {
-            Ok(report) => {
+            Ok(mut report) => {
+                for affected in report["affected"].as_array_mut().into_iter().flatten() {
+                    affected["zone"] = (zone + 1).into();
+                }
                 for (name, value) in report.as_object().into_iter().flatten() {
                     add(&mut all, name, value);
                 }
@@ -283,7 +315,8 @@ fn add(all: &mut Map<String, Value>, name: &str, value: &Value) {
         (_, (Some(before), Some(more)), _) if name == "images" => *known = before.max(more).into(),
         (_, (Some(before), Some(more)), _) => *known = (before + more).into(),
         (Value::Array(before), _, Value::Array(more)) => {
-            before.extend(more.iter().take(DAMAGES_MAX.saturating_sub(before.len())).cloned());
+            let most = if name == "affected" { AFFECTED_MAX } else { DAMAGES_MAX };
+            before.extend(more.iter().take(most.saturating_sub(before.len())).cloned());
         }
         (Value::Number(before), _, Value::Number(more)) => {
             *known = json!(before.as_f64().unwrap_or_default() + more.as_f64().unwrap_or_default());
@@ -312,13 +345,26 @@ mod tests {
         let first = json!({"dry_run": true, "images": 3, "bytes_removed": 5, "seconds": 0.5, "damages": [1]});
         let second =
             json!({"dry_run": true, "images": 2, "bytes_removed": 6, "seconds": 0.25, "damages": [2]});
+        let hurt = |owner: String| json!({"resourceId": null, "owner": owner, "manifest": "m", "places": 1});
+        let many: Vec<Value> = (0..150).map(|owner| hurt(owner.to_string())).collect();
+        let (mut first, mut second) = (first, second);
+        first["affected"] = many.clone().into();
+        second["affected"] = many.into();
         let all = output(vec![zone(0, Ok(first)), zone(1, Ok(second)), zone(2, Err("away".to_owned()))]);
         assert_eq!(
             (&all["dry_run"], &all["images"], &all["bytes_removed"]),
             (&json!(true), &json!(3), &json!(11))
         );
         assert_eq!((&all["seconds"], &all["damages"]), (&json!(0.75), &json!([1, 2])));
-        assert_eq!(all["zones"][1]["report"]["bytes_removed"], 6);
+        let affected = all["affected"].as_array().unwrap();
+        assert_eq!(
+            (affected.len(), &affected[0]["zone"], &affected[299]["zone"]),
+            (300, &json!(1), &json!(2))
+        );
+        assert_eq!(
+            all["zones"][1]["report"],
+            json!({"dry_run": true, "images": 2, "bytes_removed": 6, "seconds": 0.25})
+        );
         assert_eq!((&all["zones"][2]["zone"], &all["zones"][2]["error"]), (&json!(3), &json!("away")));
     }
 }

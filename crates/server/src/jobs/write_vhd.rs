@@ -25,7 +25,7 @@ use super::vhd_target::{VhdTarget, own_refusal};
 use crate::AppState;
 use crate::blob::own_pages::{OwnBlob, OwnPages};
 use crate::blob::page::serve::MAX_PUT_PAGE_BYTES;
-use crate::blob::{BlobError, PAGE_BYTES};
+use crate::blob::{BlobError, PAGE_BYTES, disk_access};
 use crate::http::error::chain;
 
 /// Longest silence of a server that is written to.
@@ -74,9 +74,7 @@ pub(crate) async fn write_vhd(
     target: &VhdTarget,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Written, String> {
-    let stores = state.fabric.stores(region).await.map_err(|error| chain(&error))?;
-    let image = state.disk_exports.image(&stores, manifest).await.map_err(|error| chain(&error))?;
-    let vhd = Vhd::new(image)?;
+    let vhd = Vhd::new(disk_access::image(state, region, manifest).await?)?;
     let bytes = vhd.footer_at + PAGE_BYTES;
     let sink = Arc::new(Sink::open(state, target, bytes).await?);
     let sends = pieces(vhd.clone()).map(|range| {

@@ -248,7 +248,7 @@ fn manifests(content: &VersionContent) -> Vec<ManifestId> {
 }
 
 /// Every document of a type; one that cannot be read stops it, because what it needs must not be taken for stray.
-async fn all<T: DeserializeOwned + Send + Sync + 'static>(
+pub(super) async fn all<T: DeserializeOwned + Send + Sync + 'static>(
     state: &AppState,
     ty: &str,
 ) -> Result<Vec<Document<T>>, StoreError> {

@@ -2,6 +2,7 @@
 
 mod desired;
 pub(crate) mod gc;
+pub(crate) mod owners;
 pub(crate) mod references;
 pub(crate) mod runs;
 pub(crate) mod virtual_machines;

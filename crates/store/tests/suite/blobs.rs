@@ -36,8 +36,8 @@ async fn put_blob(store: &Store, key: &BlobKey, object: &str) -> Result<(), Stor
 }
 
 async fn garbage(store: &Store) -> Vec<String> {
-    let due = store.read(|tx| Box::pin(async { tx.due_objects(100).await })).await.expect("reads");
-    let mut objects: Vec<String> = due.into_iter().map(|garbage| garbage.object).collect();
+    let due = store.read(|tx| Box::pin(async { tx.due_objects("eastus", 100).await })).await;
+    let mut objects = due.expect("reads");
     objects.sort();
     objects
 }
@@ -93,6 +93,16 @@ pub(crate) async fn objects_are_named_or_garbage(bed: Bed) {
                     tx.parts("two").await?,
                     [part("1", 7), part("2", u64::from(u32::MAX) * 2), part("1", 7)]
                 );
+                assert_eq!(
+                    (tx.count_blocks(&key("c", "b")).await?, tx.count_blocks(&key("c", "x")).await?),
+                    (1, 0)
+                );
+                assert_eq!(tx.forgotten_blocks(Duration::days(7), 9).await?, []);
+                assert_eq!(tx.forgotten_blocks(Duration::zero(), 9).await?, [key("c", "b")]);
+                assert!(!tx.take_object("one").await?, "its time has come: it may be being removed");
+                tx.drop_objects("westus", &["far".to_owned()], zero).await?;
+                tx.forget_object("far").await?;
+                assert_eq!(tx.due_objects("westus", 9).await?, [""; 0]);
                 tx.put_blob(&key("d", "b"), "three", &1).await
             })
         })

@@ -34,7 +34,7 @@ pub(in crate::api) async fn begin(
     check_version(&state, &version, &kind_of(&path).1)?;
     let request = arm::disk::parse_access(body, &version)?;
     let id = above(&path)?;
-    let (operation, disk) = state
+    let operation = state
         .store
         .write(|tx| {
             Box::pin(async {
@@ -49,20 +49,21 @@ pub(in crate::api) async fn begin(
                 let access = DiskAccess { id: Uuid::new_v4(), mode: request.mode, granted: now, expires };
                 let before = found.data.access.clone();
                 found.data.grant(access.clone(), now)?;
+                if let (AccessMode::Write, DiskBytes::Upload { bytes }) = (request.mode, &found.data.bytes) {
+                    // Here, so that without the file nothing is granted, and no disk that is gone gets a file.
+                    let made = state.disk_exports.begin_upload(found.data.unique_id, *bytes).await;
+                    made.map_err(|error| ApiError::new(507, "InsufficientStorage", error.to_string()))?;
+                }
                 disk_access::forget(tx, before.as_ref()).await?;
                 disk_access::remember(tx, access.id, &found.key).await?;
                 tx.update(&mut found).await?;
                 let operation = begin_operation(tx, &found, BEGIN_ACCESS).await?;
                 let result = SasKey::unsigned_result(state.endpoint.url(), &found.data, &access);
                 tx.end_operation(&operation.id, &OperationEnd::Succeeded(Some(result))).await?;
-                Ok::<_, ApiError>((operation, found.data))
+                Ok::<_, ApiError>(operation)
             })
         })
         .await?;
-    if let (AccessMode::Write, DiskBytes::Upload { bytes }) = (request.mode, &disk.bytes) {
-        let made = state.disk_exports.begin_upload(disk.unique_id, *bytes).await;
-        made.map_err(|error| ApiError::internal(format!("cannot make the file of an upload: {error}")))?;
-    }
     Ok(lro::accepted(&state.endpoint, &operation, &version, PollHeaders::AsyncAndLocation))
 }
 

@@ -1,8 +1,14 @@
 use axum::http::HeaderValue;
 use futures::TryStreamExt;
+use model::ResourceGroupName;
+use model::resource_group::{ResourceGroup, ResourceGroupSpec};
+use model::storage_account::{StorageAccountName, StorageAccountSpec, StorageKind, StorageSku};
+use store::{BlobKey, Document, ProvisioningState};
 
 use super::*;
 use crate::Config;
+use crate::api::storage_accounts;
+use crate::blob::own_pages::ensure_container;
 
 async fn state(folder: &Path) -> AppState {
     AppState::for_tests(Config::new(folder)).await
@@ -54,6 +60,82 @@ async fn what_is_due_goes_and_nothing_else() {
     assert_eq!(sweep_once(&state).await.unwrap(), 2, "one of them never had a file");
     assert_eq!(paths.map(|path| path.exists()), [true, false, false]);
     assert_eq!(sweep_once(&state).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_region_that_is_away_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state(folder.path()).await;
+    let due = received(&state, vec![1; 10]).await.unwrap();
+    let gone: Vec<String> = (0..SWEEP_OBJECTS + 1).map(|number| format!("{number:032x}")).collect();
+    let id = [due.object.id.clone()];
+    let noted = state.store.write(|tx| {
+        Box::pin(async {
+            tx.drop_objects("mars", &gone, TimeDelta::hours(-1)).await?;
+            tx.take_object(&id[0]).await?;
+            tx.drop_objects("eastus", &id, TimeDelta::zero()).await
+        })
+    });
+    noted.await.unwrap();
+    assert_eq!(sweep_once(&state).await.unwrap(), 1);
+    assert!(!due.object.path.exists());
+    let left = state.store.read(|tx| Box::pin(async { tx.due_objects("mars", 2000).await })).await.unwrap();
+    assert_eq!(left.len(), gone.len(), "they wait for their region");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_due_is_not_taken_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state(folder.path()).await;
+    let id = ["a".repeat(32)];
+    let noted =
+        state.store.write(|tx| Box::pin(async { tx.drop_objects("eastus", &id, TimeDelta::zero()).await }));
+    noted.await.unwrap();
+    let taken = state.store.write(|tx| Box::pin(async { super::super::blobs::take(tx, &id[0]).await }));
+    assert_eq!(taken.await.unwrap_err().code, "OperationTimedOut", "a sweep may be removing it");
+    assert_eq!(sweep_once(&state).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn blocks_that_nobody_commits_go_after_a_week() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state(folder.path()).await;
+    let name = StorageAccountName::parse("acct1").unwrap();
+    let keys = storage_accounts::new_keys(&state, &name).unwrap();
+    let spec = StorageAccountSpec {
+        location: region(),
+        tags: model::Tags::default(),
+        sku: StorageSku::StandardLrs,
+        kind: StorageKind::StorageV2,
+        https_only: true,
+        shared_key_access: true,
+    };
+    let group = "/subscriptions/s/resourceGroups/rg";
+    let block = received(&state, vec![1; 10]).await.unwrap();
+    let part = store::BlobPart { id: "MQ==".to_owned(), object: block.object.id.clone(), bytes: 10 };
+    let put = state.store.write(|tx| {
+        Box::pin(async {
+            let new =
+                ResourceGroupSpec { location: region(), tags: model::Tags::default(), managed_by: None };
+            let new = ResourceGroup::create(ResourceGroupName::parse("rg").unwrap(), new);
+            tx.insert(&mut Document::new(group, "eastus", ProvisioningState::Succeeded, new)?).await?;
+            let account: String =
+                storage_accounts::ensure(tx, group, &name, spec.clone(), keys.clone()).await?;
+            ensure_container(tx, &account, "con").await?;
+            tx.take_object(&part.object).await?;
+            let key = BlobKey { account, container: "con".to_owned(), name: "b".to_owned() };
+            tx.put_block(&key, &part).await?;
+            Ok::<_, crate::http::error::ApiError>(key)
+        })
+    });
+    let key: BlobKey = put.await.unwrap();
+    let count = || state.store.read(|tx| Box::pin(async { tx.count_blocks(&key).await }));
+    assert_eq!(expire_blocks(&state, BLOCKS_KEPT).await.unwrap(), 0);
+    assert_eq!(count().await.unwrap(), 1);
+    assert_eq!(expire_blocks(&state, TimeDelta::zero()).await.unwrap(), 1);
+    assert_eq!(count().await.unwrap(), 0);
+    let taken = state.store.write(|tx| Box::pin(async { tx.take_object(&part.object).await }));
+    assert!(taken.await.unwrap(), "its file is swept with the rest");
 }
 
 #[tokio::test]

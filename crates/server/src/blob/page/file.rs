@@ -82,6 +82,11 @@ impl PageFile {
         self.size
     }
 
+    /// Whether somebody else has a clone, or a write is under way.
+    pub(in crate::blob) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.file) > 1 || Arc::strong_count(&self.sealed) > 1
+    }
+
     /// Ends writing: waits for writes under way, and refuses later ones through this `PageFile` and its clones. What
     /// was written is durable when this returns.
     ///

@@ -80,35 +80,56 @@ async fn pages_are_written_cleared_listed_and_sealed() {
     assert_eq!(all(&blob, 0..512).await, [7; 512]);
 }
 
+/// No number of MiB, and no number of pages; published as 21 MiB.
+const ODD: usize = (20 << 20) + 70_001;
+const PUBLISHED: u64 = 21 << 20;
+
 #[tokio::test]
-async fn an_image_is_a_vhd() {
+async fn an_image_is_a_vhd_that_azure_takes() {
     let folder = tempfile::tempdir().unwrap();
     let location: StoreLocation = folder.path().join("store").to_str().unwrap().parse().unwrap();
     let store = content::Store::open_or_create(&location, "test").await.unwrap();
-    let raw = folder.path().join("raw");
-    let mut disk = vec![0; 1 << 20];
+    let image = async |disk: &[u8]| {
+        let raw = folder.path().join("raw");
+        std::fs::write(&raw, disk).unwrap();
+        let put_report = store.put_raw(&raw, "o", |_| {}).await.unwrap();
+        let cache = BlockCache::open(&folder.path().join("cache"), 1 << 24).unwrap();
+        let image = store.open_image(&put_report.manifest, Arc::new(cache)).await.unwrap();
+        PageBlob::Image(PageImage::new(image, [0xfe; 16]).unwrap())
+    };
+    let mut disk = vec![0; ODD];
     disk[200_000..200_100].fill(5);
-    std::fs::write(&raw, &disk).unwrap();
-    let put_report = store.put_raw(&raw, "o", |_| {}).await.unwrap();
-    let cache = BlockCache::open(&folder.path().join("cache"), 1 << 24).unwrap();
-    let image = store.open_image(&put_report.manifest, Arc::new(cache)).await.unwrap();
-    let blob = PageBlob::Image(PageImage::new(image, [0xfe; 512]));
+    disk[ODD - 1] = 6;
+    let blob = image(&disk).await;
 
-    assert_eq!(blob.size(), (1 << 20) + 512);
-    disk.extend([0xfe; 512]);
-    assert!(all(&blob, 0..blob.size()).await == disk, "the bytes of the disk, then the footer");
-    assert_eq!(all(&blob, (1 << 20) - 3..(1 << 20) + 3).await, disk[(1 << 20) - 3..(1 << 20) + 3]);
+    assert_eq!(blob.size(), PUBLISHED + 512);
+    disk.resize(PUBLISHED as usize, 0);
+    disk.extend(disk::vhd::fixed_footer(PUBLISHED, [0xfe; 16]));
+    assert!(all(&blob, 0..blob.size()).await == disk, "the bytes of the disk, zeros, then the footer");
+    let vhd = folder.path().join("d.vhd");
+    std::fs::write(&vhd, &disk).unwrap();
+    assert_eq!(
+        crate::vhd::open_fixed(&vhd, "d").unwrap().logical_size(),
+        PUBLISHED,
+        "as uploads are checked"
+    );
+    for at in [ODD as u64, PUBLISHED, PUBLISHED - 10_000] {
+        let range = at as usize - 3..at as usize + 3;
+        assert_eq!(all(&blob, at - 3..at + 3).await, disk[range], "{at}");
+    }
     let (ranges, _) = blob.data(0..blob.size(), 10).await.unwrap();
-    assert_eq!(ranges, [196_608..262_144, 1 << 20..(1 << 20) + 512]);
+    let end = (ODD as u64).next_multiple_of(512);
+    assert_eq!(ranges, [196_608..262_144, (20 << 20) + 65_536..end, PUBLISHED..PUBLISHED + 512]);
     assert_eq!(put(&blob, "clear", "bytes=0-511", Vec::new()).await.unwrap_err().status.as_u16(), 409);
 
     let about = About::page(chrono::Utc::now());
     let part = serve::get(&blob, &about, &headers(&[("range", "bytes=200000-200001")]), true).await.unwrap();
     assert_eq!(part.status(), 206);
-    assert_eq!(part.headers()["content-range"], "bytes 200000-200001/1049088");
+    assert_eq!(part.headers()["content-range"], format!("bytes 200000-200001/{}", PUBLISHED + 512));
     assert_eq!(part.headers()["x-ms-blob-type"], "PageBlob");
     assert_eq!(part.headers()["x-ms-blob-sequence-number"], "0");
     assert_eq!(text(part).await.as_bytes(), [5, 5]);
     let head = serve::get(&blob, &about, &headers(&[]), false).await.unwrap();
-    assert_eq!(head.headers()["content-length"], "1049088");
+    assert_eq!(head.headers()["content-length"], (PUBLISHED + 512).to_string());
+    assert_eq!(image(&[1; 700]).await.size(), (20 << 20) + 512, "Azure's smallest");
 }

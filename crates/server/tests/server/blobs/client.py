@@ -196,6 +196,15 @@ def page_blobs():
     first = blob.upload_page(data, offset=8 * MIB, length=len(data))
     second = blob.upload_page(b"\7" * 512, offset=size - 512, length=512, validate_content=True)
     assert first["etag"] != second["etag"]
+    # What pages were written makes the blob another one, for lists and for conditions too.
+    listed = next(iter(con.list_blobs(name_starts_with="disk.vhd")))
+    told = blob.get_blob_properties()
+    assert listed.etag == told.etag.strip('"') == second["etag"].strip('"'), (listed.etag, told.etag, second)
+    assert listed.last_modified == told.last_modified, (listed.last_modified, told.last_modified)
+    stale = {"etag": first["etag"], "match_condition": MatchConditions.IfNotModified}
+    refused(lambda: blob.delete_blob(**stale), "ConditionNotMet", 412)
+    refused(lambda: blob.create_page_blob(512, **stale), "ConditionNotMet", 412)
+    refused(lambda: blob.set_blob_metadata({"a": "b"}, **stale), "ConditionNotMet", 412)
     blob.clear_page(offset=9 * MIB, length=MIB)
     expected = bytearray(size)
     expected[8 * MIB:11 * MIB] = data
@@ -325,7 +334,23 @@ def a_sas_url_needs_no_client():
 @part
 def copies():
     copy = con.get_blob_client("copy")
-    assert copy.start_copy_from_url(con.get_blob_client("large").url)["copy_status"] == "success"
+    started = copy.start_copy_from_url(con.get_blob_client("large").url)
+    assert started["copy_status"] == "success"
+    # As scripts wait for copies to end.
+    told = copy.get_blob_properties().copy
+    size = con.get_blob_client("large").get_blob_properties().size
+    assert (told.status, told.id, told.source, told.progress) == (
+        "success", started["copy_id"], con.get_blob_client("large").url, f"{size}/{size}"), told
+    assert told.completion_time is not None
+    listed = next(iter(con.list_blobs(name_starts_with="copy", include=["copy"]))).copy
+    assert (listed.status, listed.id, listed.completion_time) == (told.status, told.id, told.completion_time), listed
+    assert next(iter(con.list_blobs(name_starts_with="copy"))).copy.status is None
+    assert con.get_blob_client("large").get_blob_properties().copy.status is None
+    signed = con.get_blob_client("signed-copy")
+    sas = generate_blob_sas("acct1", "con", "u", account_key=KEY, permission="r", expiry=now + timedelta(hours=1))
+    signed.start_copy_from_url(f"{con.get_blob_client('u').url}?{sas}")
+    assert signed.get_blob_properties().copy.source == con.get_blob_client("u").url, "without the signature"
+    signed.delete_blob()
     source = hashlib.sha256(con.get_blob_client("large").download_blob().readall()).digest()
     con.get_blob_client("large").delete_blob()
     assert hashlib.sha256(copy.download_blob().readall()).digest() == source

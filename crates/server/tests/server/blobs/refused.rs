@@ -115,6 +115,12 @@ async fn requests_that_cannot_be_are_told_why() {
     lab.put_blob("/con/block", b"12345678").await;
     let block = ("x-ms-blob-type", "BlockBlob");
     let page = ("x-ms-blob-type", "PageBlob");
+    let append = ("x-ms-blob-type", "AppendBlob");
+    for (name, headers) in
+        [("/con/page", vec![page, ("x-ms-blob-content-length", "512")]), ("/con/append", vec![append])]
+    {
+        assert_eq!(lab.blob("PUT", name, &headers, Vec::new()).await.status(), StatusCode::CREATED, "{name}");
+    }
     let long = "m".repeat(9000);
     type Case<'a> = (&'a str, &'a str, Vec<(&'a str, &'a str)>, &'a [u8], u16, &'a str);
     let cases: Vec<Case<'_>> = vec![
@@ -153,6 +159,8 @@ async fn requests_that_cannot_be_are_told_why() {
             "InvalidHeaderValue",
         ),
         ("PUT", "/con/block?comp=page", vec![("x-ms-range", "bytes=0-511")], b"", 409, "InvalidBlobType"),
+        ("PUT", "/con/page?comp=blocklist", vec![], b"<BlockList/>", 409, "InvalidBlobType"),
+        ("PUT", "/con/append?comp=blocklist", vec![], b"<BlockList/>", 409, "InvalidBlobType"),
         ("PUT", "/con/block?comp=appendblock", vec![], b"x", 409, "InvalidBlobType"),
         ("GET", "/con/block?comp=pagelist", vec![], b"", 409, "InvalidBlobType"),
         ("PUT", "/con/block?comp=block&blockid=%25", vec![], b"x", 400, "InvalidQueryParameterValue"),
@@ -205,7 +213,7 @@ async fn requests_that_cannot_be_are_told_why() {
     assert_eq!(fresh.text().await.expect("text"), "78");
     let same = lab.blob("GET", "/con/block", &[("if-none-match", &etag)], Vec::new()).await;
     assert_eq!((same.status().as_u16(), same.text().await.expect("text").as_str()), (304, ""));
-    assert_eq!(lab.objects("eastus"), 1, "nothing refused left a file");
+    assert_eq!(lab.objects("eastus"), 2, "nothing refused left a file; the append blob has none yet");
     lab.bed.stop().await;
 }
 

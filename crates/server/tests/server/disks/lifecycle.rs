@@ -129,12 +129,101 @@ async fn an_upload_that_is_no_vhd_can_be_put_right() {
     disks.revoke("disks/d").await;
     assert_eq!(disks.state("disks/d").await, "Unattached");
     disks.done("PUT", "snapshots/s", copy).await;
+    // Without a file there is no access either.
+    disks.done("PUT", "disks/f", Some(upload_disk(DISK + FOOTER))).await;
+    std::fs::remove_dir(disks.file("uploads")).expect("an empty folder");
+    let grant = Some(json!({"access": "Write", "durationInSeconds": 600}));
+    let reason =
+        (507, "InsufficientStorage", "Make the folder, and let the service's user write in it. Then", "");
+    disks.refused("POST", "disks/f/beginGetAccess", grant, reason).await;
+    assert_eq!(disks.state("disks/f").await, "ReadyToUpload");
+    std::fs::create_dir(disks.file("uploads")).expect("a folder");
+    disks.grant("disks/f", "Write", 600).await;
+    assert_eq!(
+        disks.end("POST", "disks/f/endGetAccess", None).await["status"],
+        "Failed",
+        "nothing was uploaded"
+    );
+    disks.done("DELETE", "disks/f", None).await;
     // A disk that is deleted before its upload has ended leaves no file.
     disks.done("PUT", "disks/e", Some(upload_disk(DISK + FOOTER))).await;
     disks.grant("disks/e", "Write", 1).await;
     tokio::time::sleep(Duration::from_millis(1100)).await;
     disks.done("DELETE", "disks/e", None).await;
     assert_eq!(std::fs::read_dir(disks.file("uploads")).expect("a folder").count(), 0);
+    disks.bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_told_by_the_resources_that_it_hurts() {
+    let disks = Disks::start().await;
+    let (_, vhd) = vhd(disks.bed.folder.path(), "d", 0x21);
+    disks.uploaded("d", &vhd).await;
+    disks.done("PUT", "snapshots/s", Some(copy_of(&disks.id("disks/d")))).await;
+    disks.definition().await;
+    let version = "galleries/G/images/d/versions/1.0.0";
+    disks.done("PUT", version, Some(version_of(json!({"id": disks.id("snapshots/s")})))).await;
+    let region = disks.region("eastus").await;
+    let manifest = region.references().await.expect("references")[0].manifest;
+    region.add_ref(&manifest, "somebody").await.expect("a reference");
+    drop(region);
+    let verify = async || {
+        let begun = disks.bed.call("POST", &format!("/tintype/stores/eastus/verify?{API}"), None).await;
+        assert_eq!(begun.status(), 202);
+        let poll = header(&begun, "azure-asyncoperation");
+        let end = async {
+            loop {
+                let (_, body) = disks.bed.json("GET", &poll, None).await;
+                if body["status"] != "InProgress" {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let end = tokio::time::timeout(LIMIT, end).await.expect("it ends");
+        assert_eq!(end["status"], "Succeeded", "{end}");
+        end["properties"]["output"].clone()
+    };
+    assert_eq!(verify().await["affected"], json!([]));
+    for pack in files(&disks.file("regions/eastus/packs")) {
+        let mut bytes = std::fs::read(&pack).expect("reads");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&pack, bytes).expect("writes");
+    }
+    let found = verify().await;
+    assert!(found["damaged"].as_u64() > Some(0), "{found}");
+    let affected = found["affected"].as_array().expect("a list");
+    let mut ids: Vec<Option<&str>> = affected.iter().map(|one| one["resourceId"].as_str()).collect();
+    ids.sort_unstable();
+    let mut expected = [version, "disks/d", "snapshots/s"].map(|below| Some(disks.id(below))).to_vec();
+    expected.push(None);
+    expected.sort_unstable();
+    assert_eq!(ids, expected.iter().map(Option::as_deref).collect::<Vec<_>>(), "{found}");
+    let foreign = affected.iter().find(|one| one["resourceId"].is_null()).expect("one of somebody's");
+    assert_eq!((&foreign["owner"], &foreign["zone"]), (&json!("somebody"), &json!(1)), "{foreign}");
+    disks.bed.stop().await;
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_upload_of_a_disk_has_its_time() {
+    let disks = Disks::start_with(|config| config.limits.request_timeout = Duration::from_secs(1)).await;
+    disks.done("PUT", "disks/d", Some(upload_disk(DISK + FOOTER))).await;
+    let url = disks.grant("disks/d", "Write", 600).await;
+    let pieces = futures::stream::unfold(0, |piece| async move {
+        tokio::time::sleep(Duration::from_millis(if piece == 0 { 0 } else { 1000 })).await;
+        (piece < 3).then(|| (Ok::<_, std::io::Error>(vec![1; 512]), piece + 1))
+    });
+    let put = disks.bed.client.put(format!("{url}&comp=page")).header("x-ms-range", "bytes=0-1535");
+    let put = put.header("x-ms-page-write", "update").header("content-length", 1536);
+    let put = put.body(reqwest::Body::wrap_stream(pieces)).send().await.expect("answers");
+    assert_eq!(put.status(), 201, "{}", put.text().await.expect("text"));
     disks.bed.stop().await;
 }
 

@@ -123,8 +123,12 @@ async fn vhds_come_from_files_servers_and_disks() {
     // Raw bytes are no VHD.
     let raw_path = raw.to_str().expect("text");
     let bad = disks.end("PUT", "disks/raw", Some(import(raw_path, "eastus"))).await;
-    assert_eq!((&bad["status"], &bad["error"]["code"]), (&json!("Failed"), &json!("InvalidVhd")), "{bad}");
-
+    assert_eq!((&bad["status"], &bad["error"]["code"]), (&json!("Failed"), &json!("BadRequest")), "{bad}");
+    let message = bad["error"]["message"].as_str().expect("a message");
+    assert!(
+        message.starts_with("Only blobs formatted as VHDs can be imported. The specified cookie"),
+        "{message}"
+    );
     // The same three ways lead to versions.
     for (version, uri) in [("1.0.0", path), ("1.0.1", http.as_str())] {
         let below = format!("galleries/G/images/d/versions/{version}");
@@ -140,12 +144,20 @@ async fn vhds_come_from_files_servers_and_disks() {
         0,
         "nothing fetched is left"
     );
+    // A size that was asked for is the disk's, also if it is what the VHD's own is rounded up to.
+    let mut sized = import(path, "eastus");
+    sized["properties"]["diskSizeGB"] = json!(1);
+    let sized = disks.done("PUT", "disks/sized", Some(sized)).await;
+    assert_eq!(sized["properties"]["diskSizeBytes"], 1u64 << 30, "{sized}");
+    let tagged = disks.done("PATCH", "disks/file", Some(json!({"tags": {"a": "b"}}))).await;
+    assert_eq!(tagged["properties"]["diskSizeBytes"], DISK, "{tagged}");
     disks.bed.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vhds_come_from_storage_accounts() {
-    let disks = Disks::start().await;
+    let plain = Some("127.0.0.1:0".parse().expect("an address"));
+    let disks = Disks::start_with(|config| config.blob_listen = plain).await;
     let (raw, vhd) = vhd(disks.bed.folder.path(), "d", 0x33);
     let account =
         format!("{SUBSCRIPTION}/resourceGroups/Rg/providers/Microsoft.Storage/storageAccounts/vhds1");
@@ -181,6 +193,14 @@ async fn vhds_come_from_storage_accounts() {
         let back = disks.file("back.vhd");
         disks.python("download", &url, &back).await;
         assert_eq!(sum(&back, FOOTER), sum(&raw, 0), "{name}");
+    }
+    // By the address of the plain listener as well, which is ours and no stranger on the loopback.
+    let address = disks.bed.server.blob_addr.expect("it listens");
+    for host in ["127.0.0.1", "localhost"] {
+        let uri = format!("http://{host}:{}/vhds1/con/whole.vhd", address.port());
+        let import = json!({"location": "eastus", "properties": {"creationData":
+            {"createOption": "Import", "sourceUri": uri, "storageAccountId": account}}});
+        disks.done("PUT", &format!("disks/{host}"), Some(import)).await;
     }
     assert_eq!(disks.region("eastus").await.stats().await.expect("stats").manifests, 1);
     let missing = json!({"location": "eastus", "properties": {"creationData":

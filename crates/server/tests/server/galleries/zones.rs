@@ -244,7 +244,7 @@ async fn zone_redundancy_needs_zones() {
     let below = format!("{DEFINITION}/versions/1.1.0");
     let mut body = gallery.version(json!({"name": "eastus", "storageAccountType": "Standard_ZRS"}));
     let target = "properties.publishingProfile.targetRegions.storageAccountType";
-    let reason = "'Standard_ZRS' is not available in region East US: it needs 3 zones, and the region has 1";
+    let reason = "ZRS storage account type is not supported in this region. 'Standard_ZRS' is not available in region East US: it needs 3 zones, and the region has 1";
     gallery.refused("PUT", &below, Some(body.clone()), (400, "InvalidParameter", reason, target)).await;
     body["properties"]["publishingProfile"]["targetRegions"] = json!([{"name": "eastus", "storageAccountType": "Premium_LRS"}, {"name": "westus", "storageAccountType": "Standard_ZRS"}]);
     gallery.done("PUT", &below, Some(body), 201).await;
