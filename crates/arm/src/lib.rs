@@ -21,6 +21,7 @@ pub mod gallery;
 pub mod image_definition;
 pub mod image_template;
 pub mod image_version;
+pub mod managed_image;
 pub mod operation;
 pub mod resource_group;
 pub mod resource_id;

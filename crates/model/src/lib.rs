@@ -25,6 +25,7 @@ pub mod image_template;
 pub mod image_version;
 pub mod latest;
 pub mod managed_disk;
+pub mod managed_image;
 pub mod names;
 pub mod operation;
 pub mod placement;

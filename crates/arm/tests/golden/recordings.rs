@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use arm::{
     ApiVersion, Context, ResourceId, disk, gallery, image_definition, image_template, image_version,
-    resource_type,
+    managed_image, resource_type,
 };
 use model::content::DiskContent;
 use model::gallery::Gallery;
 use model::image_definition::{Architecture, HyperVGeneration, ImageDefinition, OsType};
 use model::image_template::{ImageSource, ImageTemplate, ResolvedIdentity, Sha256};
-use model::image_version::{ImageVersion, VersionState};
+use model::image_version::{ImageVersion, VersionContent, VersionState};
 use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, DiskKind, ManagedDisk};
+use model::managed_image::{ImageBytes, ManagedImage};
 use model::{
     DiskName, GalleryName, ImageDefinitionName, ImageTemplateName, ManifestRef, ProvisioningState, Region,
     Timestamp, VersionName,
@@ -27,6 +28,7 @@ enum Held {
     Version(Box<ImageVersion>),
     Template(Box<ImageTemplate>),
     Disk(Box<ManagedDisk>),
+    Image(Box<ManagedImage>),
 }
 
 #[derive(Default)]
@@ -68,6 +70,7 @@ fn recorded_answers_are_ours() {
         resource_type::IMAGE_TEMPLATES,
         resource_type::DISKS,
         resource_type::SNAPSHOTS,
+        resource_type::IMAGES,
     ] {
         for method in ["PUT", "GET"] {
             let count = compared.get(&format!("{method} {kind}")).copied().unwrap_or_default();
@@ -95,6 +98,7 @@ impl World {
             resource_type::IMAGE_TEMPLATES,
             resource_type::DISKS,
             resource_type::SNAPSHOTS,
+            resource_type::IMAGES,
         ];
         let success = response["status"].as_u64().is_some_and(|status| status < 300);
         let expanded = query.contains('$') || query.contains("%24");
@@ -106,6 +110,8 @@ impl World {
         version.check(&kind, "eastus").map_err(|error| error.to_string())?;
         let expected = &response["body"];
         match method {
+            // A VM cannot be captured here.
+            "PUT" if !request["body"]["properties"]["sourceVirtualMachine"].is_null() => return Ok(()),
             "PUT" => self.put(&id, request["body"].clone(), &version)?,
             "GET" if self.held.contains_key(&id.key()) => self.settle(&id.key(), expected),
             _ => return Ok(()),
@@ -188,6 +194,13 @@ impl World {
                 }
                 (Held::Disk(Box::new(disk)), parsed.extra)
             }
+            (kind, _) if kind == resource_type::IMAGES => {
+                let parsed = managed_image::parse(body, version).map_err(text)?;
+                parsed.data.check().map_err(|error| error.message)?;
+                let name = DiskName::parse(id.name()).map_err(|error| error.message)?;
+                let image = ManagedImage::create(name, parsed.data, uuid::Uuid::nil(), now);
+                (Held::Image(Box::new(image)), parsed.extra)
+            }
             _ => {
                 let parsed = image_template::parse(body, version).map_err(text)?;
                 let name = ImageTemplateName::parse(id.name()).map_err(|error| error.message)?;
@@ -231,6 +244,10 @@ impl World {
                 }
             }
             Held::Disk(disk) if succeeded => settle_disk(disk, properties),
+            Held::Image(image) if succeeded => {
+                image.provisioning = ProvisioningState::Succeeded;
+                image.bytes = ImageBytes::Stored(image_content(&properties["storageProfile"]));
+            }
             Held::Template(template) => {
                 template.provisioning = if succeeded { ProvisioningState::Succeeded } else { return };
                 resolve(template, azure);
@@ -263,6 +280,18 @@ fn settle_disk(disk: &mut ManagedDisk, properties: &Value) {
     let access =
         DiskAccess { id: uuid::Uuid::nil(), mode: AccessMode::Read, granted: moment, expires: moment };
     disk.access = active.then_some(access);
+}
+
+fn image_content(storage: &Value) -> VersionContent {
+    let disk = |disk: &Value| {
+        let manifest = ManifestRef::parse("m").expect("a reference");
+        DiskContent { manifest, size_bytes: disk["diskSizeGB"].as_u64().expect("a size") << 30 }
+    };
+    let data = storage["dataDisks"].as_array().expect("a list").iter();
+    VersionContent {
+        os_disk: disk(&storage["osDisk"]),
+        data_disks: data.map(|data| (data["lun"].as_u64().expect("a LUN") as u8, disk(data))).collect(),
+    }
 }
 
 fn regions(spec: &model::image_version::ImageVersionSpec) -> Vec<Region> {
@@ -300,6 +329,7 @@ fn render(id: &ResourceId, held: &Held, extra: &Map<String, Value>) -> Value {
         Held::Version(version) => image_version::render(version, image_version::Expand::default(), &context),
         Held::Template(template) => image_template::render(template, &context),
         Held::Disk(disk) => disk::render(disk, disk::Form::Whole, &context),
+        Held::Image(image) => managed_image::render(image, &context),
     }
 }
 
