@@ -191,6 +191,11 @@ impl Store {
         &self.inner.description.owner
     }
 
+    /// What it is encrypted with, if it is.
+    pub fn keys(&self) -> Option<&Arc<KeyRing>> {
+        self.inner.keys.as_ref()
+    }
+
     /// Checks that the store is still where it was opened, and is the same: a folder may be unmounted or replaced, and what
     /// is not there looks like what is empty.
     pub async fn check_present(&self) -> Result<()> {
@@ -260,10 +265,6 @@ impl Store {
 
     pub(crate) fn index(&self) -> &Arc<Index> {
         &self.inner.index
-    }
-
-    pub(crate) fn keys(&self) -> Option<&Arc<KeyRing>> {
-        self.inner.keys.as_ref()
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use axum::extract::Request;
 use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use content::{BlockCache, Image, ManifestId};
+use content::{BlockCache, Image, KeyRing, ManifestId};
 use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, ManagedDisk};
 use store::{Document, Tx};
 use tokio::sync::Mutex;
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 pub(crate) use sas::SasKey;
 
-use super::page::{PageBlob, PageFile, PageImage, serve};
+use super::page::{PageBlob, PageFile, PageImage, PageName, serve};
 use super::{About, BlobError, BlobQuery};
 use crate::AppState;
 use crate::http::error::chain;
@@ -99,20 +99,37 @@ impl DiskExports {
     }
 
     /// Makes the file of an upload, unless an earlier access left it.
-    pub(crate) async fn begin_upload(&self, disk: Uuid, bytes: u64) -> std::io::Result<()> {
-        match PageFile::create(&self.upload_path(disk), bytes).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            other => other.map(|_| ()),
+    pub(crate) async fn begin_upload(
+        &self,
+        disk: Uuid,
+        bytes: u64,
+        keys: Option<Arc<KeyRing>>,
+    ) -> std::io::Result<()> {
+        let (path, name) = (self.upload_path(disk), upload_name(disk, keys));
+        match PageFile::create(&path, &name, bytes).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|_| ()),
         }
+        if tokio::fs::metadata(&path).await?.len() >= bytes {
+            return Ok(());
+        }
+        // It was being made when this process's predecessor was killed: nobody was told about it.
+        tokio::fs::remove_file(&path).await?;
+        PageFile::create(&path, &name, bytes).await.map(|_| ())
     }
 
     /// The file of an upload as an access writes it; `None` when there is none.
-    pub(crate) async fn upload(&self, disk: Uuid, access: Uuid) -> std::io::Result<Option<PageFile>> {
+    pub(crate) async fn upload(
+        &self,
+        disk: Uuid,
+        access: Uuid,
+        keys: Option<Arc<KeyRing>>,
+    ) -> std::io::Result<Option<PageFile>> {
         let mut uploads = self.uploads.lock().await;
         if let Some(file) = uploads.get(&access) {
             return Ok(Some(file.clone()));
         }
-        let file = match PageFile::open(&self.upload_path(disk)).await {
+        let file = match PageFile::open(&self.upload_path(disk), &upload_name(disk, keys)).await {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -151,6 +168,11 @@ impl DiskExports {
         images.insert(id, image.clone());
         Ok(image)
     }
+}
+
+/// `keys`: of the disk's region.
+fn upload_name(disk: Uuid, keys: Option<Arc<KeyRing>>) -> PageName {
+    PageName { name: [b"disk upload\0", disk.as_bytes().as_slice()].concat(), keys }
 }
 
 /// Whether a request's path is one of these.
@@ -285,9 +307,9 @@ async fn bytes(
     managed: &ManagedDisk,
     access: &DiskAccess,
 ) -> Result<(PageBlob, About), BlobError> {
+    let failed = |error: &dyn std::error::Error| BlobError::internal(chain(error));
     match &managed.bytes {
         DiskBytes::Stored(content) => {
-            let failed = |error: &dyn std::error::Error| BlobError::internal(chain(error));
             let id = content.manifest.as_str().parse();
             let id: ManifestId = id.map_err(|_| BlobError::internal("a manifest's name cannot be read"))?;
             let image = match state.disk_exports.opened(&id).await {
@@ -307,7 +329,9 @@ async fn bytes(
         }
         DiskBytes::Upload { .. } => {
             let io = |error| BlobError::io("open an upload", &error);
-            let file = state.disk_exports.upload(managed.unique_id, access.id).await.map_err(io)?;
+            let keys =
+                state.fabric.blob_keys(&managed.spec.location).await.map_err(|error| failed(&error))?;
+            let file = state.disk_exports.upload(managed.unique_id, access.id, keys).await.map_err(io)?;
             let file = file.ok_or_else(BlobError::blob_not_found)?;
             let modified = file.modified().await.map_err(io)?;
             Ok((PageBlob::File(file), About::page(modified)))

@@ -14,7 +14,7 @@ use super::super::galleries::{check_version, find, group};
 use super::{begin as begin_operation, kind_of};
 use crate::AppState;
 use crate::blob::disk_access::{self, SasKey};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, chain};
 use crate::http::extract::{JsonBody, Version};
 use crate::http::lro::{self, PollHeaders};
 use crate::http::path::ArmPath;
@@ -60,7 +60,12 @@ pub(in crate::api) async fn begin(
         })
         .await?;
     if let (AccessMode::Write, DiskBytes::Upload { bytes }) = (request.mode, &disk.bytes) {
-        let made = state.disk_exports.begin_upload(disk.unique_id, *bytes).await;
+        let keys = state
+            .fabric
+            .blob_keys(&disk.spec.location)
+            .await
+            .map_err(|error| ApiError::internal(chain(&error)))?;
+        let made = state.disk_exports.begin_upload(disk.unique_id, *bytes, keys).await;
         made.map_err(|error| ApiError::internal(format!("cannot make the file of an upload: {error}")))?;
     }
     Ok(lro::accepted(&state.endpoint, &operation, &version, PollHeaders::AsyncAndLocation))
