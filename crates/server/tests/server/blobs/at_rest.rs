@@ -3,7 +3,8 @@
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{Lab, error};
+use super::{API, Lab, account, body, error};
+use crate::azurite::service_sas;
 
 /// Not found by chance, nor by compressing.
 fn secret(seed: u8, len: usize) -> Vec<u8> {
@@ -62,6 +63,26 @@ async fn check(lab: &Lab, encrypted: bool) {
         assert_eq!(copied.status(), 202, "{}", copied.text().await.expect("text"));
     }
 
+    // To a region without a key, and back.
+    let west = account("west1");
+    let mut other = body();
+    other["location"] = "westus".into();
+    assert_eq!(lab.bed.json("PUT", &format!("{west}?{API}"), Some(other)).await.0, 200);
+    let keys = lab.bed.json("POST", &format!("{west}/listKeys?{API}"), None).await.1;
+    let west_key = keys["keys"][0]["value"].as_str().expect("a key");
+    let west = format!("{}/west1", lab.bed.server.url);
+    let send = async |url: String, source: String| {
+        let request = lab.bed.request("PUT", &url).bearer_auth(&lab.bed.token).header("content-length", 0);
+        let request = request.header("x-ms-version", "2024-05-04");
+        let request = if source.is_empty() { request } else { request.header("x-ms-copy-source", source) };
+        request.send().await.expect("answers").status().as_u16()
+    };
+    assert_eq!(send(format!("{west}/con?restype=container"), String::new()).await, 201);
+    let sas = service_sas(&lab.key, "/blob/acct1/con/list", "b", "r");
+    assert_eq!(send(format!("{west}/con/list"), format!("{}/con/list?{sas}", lab.url)).await, 202);
+    let sas = service_sas(west_key, "/blob/west1/con/list", "b", "r");
+    assert_eq!(send(format!("{}/con/back", lab.url), format!("{west}/con/list?{sas}")).await, 202);
+
     let mut paged = vec![0; 1 << 20];
     paged[65_536..66_560].copy_from_slice(&page);
     let listed = [one.clone(), two.clone()].concat();
@@ -73,6 +94,7 @@ async fn check(lab: &Lab, encrypted: bool) {
         ("copy1", &whole),
         ("copy2", &whole),
         ("copy3", &listed),
+        ("back", &listed),
     ];
     for (name, bytes) in blobs {
         let path = format!("/con/{name}");
@@ -84,6 +106,9 @@ async fn check(lab: &Lab, encrypted: bool) {
 
     // Seen from the disk.
     let below = lab.bed.folder.path().to_owned();
+    let blobs_of = |region: &str| below.join("regions").join(region).join("blobs");
+    assert_eq!(files(&blobs_of("westus")).len(), 2);
+    std::fs::remove_dir_all(blobs_of("westus")).expect("removes what may be read");
     let found = |wanted: &[u8]| {
         let shows = |path: &PathBuf| {
             let bytes = std::fs::read(path).unwrap_or_default();
@@ -97,7 +122,7 @@ async fn check(lab: &Lab, encrypted: bool) {
 
     // One changed byte in each file, which copies share; page blobs have no checksum.
     let mut changed = std::collections::BTreeSet::new();
-    for path in files(&below.join("regions/eastus/blobs")) {
+    for path in files(&blobs_of("eastus")) {
         let mut bytes = std::fs::read(&path).expect("reads");
         let file = std::fs::metadata(&path).expect("a file").ino();
         if !bytes.starts_with(b"TTPAGES") && changed.insert(file) {
@@ -105,7 +130,7 @@ async fn check(lab: &Lab, encrypted: bool) {
             std::fs::write(&path, bytes).expect("writes");
         }
     }
-    assert_eq!(changed.len(), 4, "whole, two blocks, what was appended");
+    assert_eq!(changed.len(), 6, "whole, two blocks twice, what was appended");
     for (name, _) in blobs.iter().filter(|(name, _)| *name != "pages") {
         let (status, code, text) =
             error(lab.blob("GET", &format!("/con/{name}"), &[], Vec::new()).await).await;
@@ -116,4 +141,19 @@ async fn check(lab: &Lab, encrypted: bool) {
     // Other frames are still good, and nothing else is needed for them.
     let part = lab.blob("GET", "/con/whole", &[("x-ms-range", "bytes=70000-80000")], Vec::new()).await;
     assert!(part.status() == 206 && part.bytes().await.expect("bytes") == whole[70_000..=80_000]);
+
+    // Found in the middle of an answer: it ends early, and asking for the rest tells why.
+    let large = secret(6, 3 << 20);
+    lab.put_blob("/con/large", &large).await;
+    let path =
+        files(&blobs_of("eastus")).into_iter().max_by_key(|path| path.metadata().expect("a file").len());
+    let path = path.expect("a file");
+    let mut bytes = std::fs::read(&path).expect("reads");
+    bytes[2_000_000] ^= 1;
+    std::fs::write(&path, bytes).expect("writes");
+    let begun = lab.blob("GET", "/con/large", &[], Vec::new()).await;
+    assert_eq!((begun.status().as_u16(), begun.content_length()), (200, Some(3 << 20)));
+    assert!(begun.bytes().await.is_err(), "it does not end as a whole blob does");
+    let rest = lab.blob("GET", "/con/large", &[("x-ms-range", "bytes=1999000-")], Vec::new()).await;
+    assert!(error(rest).await.2.contains("blob 'con/large'"));
 }
