@@ -129,6 +129,23 @@ impl Frames {
     }
 }
 
+/// The key of a file whose header says that it is sealed, with the key of this id; `None` for one that is not, where there are
+/// no keys.
+pub(crate) fn choose_key<'a>(
+    keys: Option<&'a KeyRing>,
+    sealed: bool,
+    id: &[u8],
+) -> Result<Option<&'a Key>, FramedError> {
+    match (sealed, keys) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(FramedError::Form("it is not encrypted, and everything here is".to_owned())),
+        (true, keys) => {
+            let id = KeyId::from_bytes(id.first_chunk().copied().unwrap_or_default());
+            keys.and_then(|keys| keys.find(id)).map(Some).ok_or(FramedError::KeyMissing(id))
+        }
+    }
+}
+
 /// A frame's number. The key is for this file alone (its salt is random), and each frame is sealed once: no nonce is used
 /// twice with one key.
 fn nonce(number: u64) -> Nonce {
@@ -236,15 +253,7 @@ impl FramedFile {
         if version != VERSION || flags & !SEALED != 0 || !FRAME_BYTES.contains(&size) {
             return form("its version or its flags are not known");
         }
-        let key = match (flags & SEALED != 0, keys) {
-            (false, None) => None,
-            (false, Some(_)) => return form("it is not encrypted, and everything here is"),
-            (true, keys) => {
-                let id = KeyId::from_bytes(header[KEY_ID_AT..].first_chunk().copied().unwrap_or_default());
-                let key = keys.and_then(|keys| keys.find(id));
-                Some(key.ok_or(FramedError::KeyMissing(id))?)
-            }
-        };
+        let key = choose_key(keys, flags & SEALED != 0, &header[KEY_ID_AT..])?;
         let (body, whole) = (stored - HEADER_BYTES as u64, (size + CHECK_BYTES) as u64);
         let count = body.div_ceil(whole);
         let last_bytes = body.checked_sub(count.saturating_sub(1) * whole + CHECK_BYTES as u64);

@@ -45,7 +45,7 @@ pub use objects::{Credentials, StoreOptions};
 pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, VerifyReport};
 pub use refs::StoredReference;
 pub use scrub::{Affected, Damage, Need, StoreVerifyReport, VerifyOptions};
-pub use seal::{Key, KeyId, KeyRing};
+pub use seal::{Key, KeyId, KeyRing, PAGE_FILE_HEADER_BYTES, PageSeal};
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Bandwidth, Progress, PutReport, ReplicateReport, replicate, replicate_paced};
 

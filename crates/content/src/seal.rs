@@ -7,13 +7,15 @@
 //! ```
 
 mod keys;
+mod pages;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use bytes::Bytes;
 use object_store::ObjectStoreExt;
 
 pub use self::keys::{Key, KeyId, KeyRing};
+pub use self::pages::{PAGE_FILE_HEADER_BYTES, PageSeal};
 use crate::Error;
 use crate::format::{FRAME_HEADER_BYTES, Location, PACK_HEADER_BYTES, le32, pack_key};
 use crate::id::PackId;
@@ -206,6 +208,22 @@ pub(crate) fn derive(key: &Key, what: &[u8], name: &[u8]) -> LessSafeKey {
     // It fails for more than 8160 bytes alone; a key has 32.
     let okm = prk.expand(&info, &AES_256_GCM).expect("a key is short");
     LessSafeKey::new(UnboundKey::from(okm))
+}
+
+/// As [`derive`], bytes for another cipher; at most 255 times 32.
+fn derive_bytes<const N: usize>(key: &Key, what: &[u8], name: &[u8]) -> [u8; N] {
+    struct Bytes(usize);
+    impl KeyType for Bytes {
+        fn len(&self) -> usize {
+            self.0
+        }
+    }
+    let prk = Salt::new(HKDF_SHA256, &[]).extract(key.bytes());
+    let mut bytes = [0; N];
+    let info = [what, name];
+    let okm = prk.expand(&info, Bytes(N)).and_then(|okm| okm.fill(&mut bytes));
+    okm.expect("a few bytes");
+    bytes
 }
 
 #[cfg(test)]

@@ -203,6 +203,11 @@ impl Store {
         &self.inner.description.owner
     }
 
+    /// What it is encrypted with, if it is.
+    pub fn keys(&self) -> Option<&Arc<KeyRing>> {
+        self.inner.keys.as_ref()
+    }
+
     /// Checks that the store is still where it was opened, and is the same: a folder may be unmounted or replaced, and what
     /// is not there looks like what is empty.
     pub async fn check_present(&self) -> Result<()> {
@@ -272,10 +277,6 @@ impl Store {
 
     pub(crate) fn index(&self) -> &Arc<Index> {
         &self.inner.index
-    }
-
-    pub(crate) fn keys(&self) -> Option<&Arc<KeyRing>> {
-        self.inner.keys.as_ref()
     }
 
     /// Bytes of a pack at which another one is begun.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use build::platform::{Catalog, CatalogError};
 use build::{CacheLimits, StepCache};
-use content::{Bandwidth, ManifestId};
+use content::{Bandwidth, KeyRing, ManifestId};
 use futures::future::join_all;
 use model::Region;
 use model::placement::RegionZones;
@@ -93,6 +93,16 @@ struct Zones {
     offers: RegionZones,
     key_file: Option<PathBuf>,
     zones: Vec<Zone>,
+    blob_keys: OnceCell<Option<Arc<KeyRing>>>,
+}
+
+/// Where the bytes of a region's blobs lie.
+#[derive(Debug, Clone)]
+pub struct BlobFolder {
+    /// The folder, which need not be there yet.
+    pub path: PathBuf,
+    /// What they are encrypted with.
+    pub keys: Option<Arc<KeyRing>>,
 }
 
 impl Zones {
@@ -109,6 +119,7 @@ impl Zones {
             offers: region.offers(),
             key_file: region.key_file.clone(),
             zones: zones.map(|(index, location)| Zone::new(&common, index, location)).collect(),
+            blob_keys: OnceCell::new(),
         }
     }
 }
@@ -299,20 +310,32 @@ impl Fabric {
         Ok(self.region(region)?.key_file.clone())
     }
 
-    /// Where the bytes of a region's blobs lie: beside its images, in its first zone.
+    /// Where the bytes of a region's blobs lie, beside its images in its first zone, and what they are encrypted with.
     ///
     /// # Errors
     /// When the region is not configured, or that zone is away.
-    pub fn blob_dir(&self, region: &Region) -> Result<PathBuf, FabricError> {
+    pub async fn blob_folder(&self, region: &Region) -> Result<BlobFolder, FabricError> {
         let zone = self.region(region)?.zones.first();
         if let Some(zone) = zone {
             zone.check_folder()?;
         }
-        Ok(match zone.and_then(|zone| zone.location().as_folder()) {
+        let path = match zone.and_then(|zone| zone.location().as_folder()) {
             Some(folder) => folder.join("blobs"),
             // Page blobs are written in place, which a bucket's objects cannot be.
             None => self.data_dir.join("blobs").join(region.as_str()),
-        })
+        };
+        Ok(BlobFolder { path, keys: self.blob_keys(region).await? })
+    }
+
+    /// What blobs and uploads of a region are encrypted with: what the store of its first zone is, if it is.
+    ///
+    /// # Errors
+    /// As [`Fabric::blob_folder`].
+    pub async fn blob_keys(&self, region: &Region) -> Result<Option<Arc<KeyRing>>, FabricError> {
+        // The ring was read when the store was opened, and stays as it was then as well.
+        let keys = &self.region(region)?.blob_keys;
+        let found = async || Ok(self.zone(region, 0).await?.keys().cloned());
+        keys.get_or_try_init(found).await.cloned()
     }
 
     fn region(&self, region: &Region) -> Result<&Zones, FabricError> {

@@ -2,13 +2,9 @@
 //! Uploads and imports are checked with the reasons that Azure does not give. Other formats, which take a parser in a child
 //! process to read (`disk::sandbox`), are refused here as Azure refuses them.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
-use disk::{BlockSource, Extent, Extents, RawFile};
+use disk::{BlockSource, Extent, Extents};
 use model::managed_disk::{FOOTER_BYTES, UPLOAD_BYTES_MAX, UPLOAD_BYTES_MIN};
 
 const FOOTER: usize = FOOTER_BYTES as usize;
@@ -56,8 +52,6 @@ pub(crate) enum VhdError {
              damaged. Write the VHD again."
     )]
     Checksum { name: String, found: u32, expected: u32 },
-    #[error("'{name}' cannot be read: {source}")]
-    Io { name: String, source: io::Error },
     #[error(transparent)]
     Disk(#[from] disk::Error),
 }
@@ -65,7 +59,7 @@ pub(crate) enum VhdError {
 impl VhdError {
     /// Whether the file is at fault, and not this host.
     pub(crate) fn is_the_files(&self) -> bool {
-        !matches!(self, VhdError::Io { .. } | VhdError::Disk(_))
+        !matches!(self, VhdError::Disk(_))
     }
 }
 
@@ -76,19 +70,16 @@ fn checksum(footer: &[u8; FOOTER]) -> u32 {
 }
 
 /// The disk in a fixed VHD, read without its footer. `name` is what messages call it. Blocking.
-pub(crate) fn open_fixed(path: &Path, name: &str) -> Result<Arc<dyn BlockSource>, VhdError> {
-    let io = |source| VhdError::Io { name: name.to_owned(), source };
-    let raw = RawFile::open(path)?;
-    let bytes = raw.logical_size();
-    let file = File::open(path).map_err(io)?;
+pub(crate) fn open_fixed(source: Arc<dyn BlockSource>, name: &str) -> Result<Arc<dyn BlockSource>, VhdError> {
+    let bytes = source.logical_size();
     let (mut start, mut footer) = ([0; 8], [0; FOOTER]);
     if bytes < UPLOAD_BYTES_MIN.min(MIB) {
         return Err(VhdError::Length { name: name.to_owned(), bytes });
     }
-    file.read_exact_at(&mut start, 0).map_err(io)?;
-    file.read_exact_at(&mut footer, bytes - FOOTER_BYTES).map_err(io)?;
+    source.read_onto(0, &mut start)?;
+    source.read_onto(bytes - FOOTER_BYTES, &mut footer)?;
     check_fixed(name, bytes, &start, &footer)?;
-    Ok(Arc::new(Window { source: raw, size: bytes - FOOTER_BYTES }))
+    Ok(Arc::new(Window { source, size: bytes - FOOTER_BYTES }))
 }
 
 /// Checks a footer at the end of a file of `bytes` that begins with `start`.
@@ -150,7 +141,7 @@ fn what_it_is(start: &[u8; 8]) -> &'static str {
 
 /// The first `size` bytes of a file.
 struct Window {
-    source: RawFile,
+    source: Arc<dyn BlockSource>,
     size: u64,
 }
 
@@ -198,6 +189,7 @@ impl BlockSource for Nothing {
 
 #[cfg(test)]
 mod tests {
+    use disk::RawFile;
     use disk::vhd::fixed_footer;
 
     use super::*;
@@ -212,7 +204,7 @@ mod tests {
         bytes.extend(fixed_footer(DISK, [1; 16]));
         change(&mut bytes);
         std::fs::write(&path, &bytes).unwrap();
-        let disk = open_fixed(&path, "d")?;
+        let disk = open_fixed(Arc::new(RawFile::open(&path)?), "d")?;
         assert_eq!(disk.logical_size(), DISK);
         let mut part = [0; 100];
         assert_eq!(disk.read_onto(70_000, &mut part).unwrap(), 100);

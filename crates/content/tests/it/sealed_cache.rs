@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use content::nbd::Export;
-use content::{BlockCache, ManifestId, Store};
+use content::{BlockCache, FramedWriter, Key, KeyRing, ManifestId, PageSeal, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::sealed::{contains, open_folder};
+use crate::servers::python;
 use crate::support::{BLOCK, Place, noise, open, put, read_all, run, text};
 
 /// Reads an image through the cache in a folder, as another process would.
@@ -156,4 +157,63 @@ async fn cached_under_a_key_that_is_not_here() {
             .any(|path| contains(&std::fs::read(path).expect("file"), &patterns[1]))
     );
     assert!(key_ids().iter().all(|key| *key == id_of(2)));
+}
+
+/// Opens a framed file and a page by `docs/format.md` alone, with Python's `cryptography` (which has no BLAKE3: the context is
+/// given).
+const BY_THE_BOOK: &str = r#"
+import struct, sys
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives import hashes
+
+key, context = bytes.fromhex(sys.argv[1]), bytes.fromhex(sys.argv[2])
+framed, pages, plain = (open(path, "rb").read() for path in sys.argv[3:6])
+
+def derive(info, length):
+    return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(key)
+
+magic, version, flags, size, zero, key_id, salt = struct.unpack("<8sIIII16s16s", framed[:56])
+assert (magic, version, flags, size, zero) == (b"TTFRAMES", 1, 1, 4096, 0) and framed[56:64] == bytes(8)
+cipher, at, number, found = AESGCM(derive(b"tintype file\0" + salt + b"name", 32)), 64, 0, b""
+while at < len(framed):
+    frame, at = framed[at:at + size + 16], at + size + 16
+    place = struct.pack("<QB", number, at >= len(framed))
+    found += cipher.decrypt(bytes(4) + struct.pack("<Q", number), frame, context + place)
+    number += 1
+assert found == plain
+
+magic, version, flags, page_key_id, salt = struct.unpack("<8sII16s16s", pages[:48])
+assert (magic, version, flags, page_key_id) == (b"TTPAGES\0", 1, 1, key_id) and pages[96:4096] == bytes(4000)
+both = derive(b"tintype pages\0" + salt + b"name", 64)
+for number in range(len(pages) // 512 - 8):
+    page = pages[4096 + number * 512:][:512]
+    tweak = modes.XTS(struct.pack("<QQ", 7 + number, 0))
+    decryptor = Cipher(algorithms.AES(both), tweak).decryptor()
+    assert decryptor.update(page) + decryptor.finalize() == plain[number * 512:][:512]
+print(number + 1)
+"#;
+
+#[test]
+fn another_implementation_opens_framed_and_page_files() {
+    let place = Place::new();
+    let keys = KeyRing::new(Key::from_bytes([0xab; 32]), Vec::new()).expect("ring");
+    let plain = noise(5, 10_240);
+    let mut writer = FramedWriter::new(Vec::new(), Some(&keys), b"name", 4096).expect("begin");
+    writer.write(&plain).expect("write");
+    let framed = writer.finish().expect("finish");
+    let context = blake3::Hasher::new().update(&framed[..64]).update(b"name").finalize();
+    let (seal, header) = PageSeal::new(Some(&keys), b"name");
+    let mut pages = plain.clone();
+    seal.encrypt(7, &mut pages);
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(place.path(name), bytes).expect("write");
+        place.text(name)
+    };
+    let files = [write("f", &framed), write("p", &[&header[..], &pages].concat()), write("x", &plain)];
+    let (key, context) = ("ab".repeat(32), context.to_hex());
+    let python = python().display().to_string();
+    let printed = run(&python, &["-c", BY_THE_BOOK, &key, &context, &files[0], &files[1], &files[2]]);
+    assert_eq!(printed.trim(), "20");
 }

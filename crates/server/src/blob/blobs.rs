@@ -1,10 +1,13 @@
 //! Blobs: put, get, properties, metadata, pages, delete.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
+use model::Region;
 use store::{BlobKey, StoreError, Tx};
 
 use super::about::{About, BlobKind, ContentHeaders, Copied, Metadata, metadata, set};
@@ -18,6 +21,8 @@ use super::page::{MAX_PAGE_BLOB_BYTES, PageBlob, PageFile, serve};
 use super::range::PAGE_BYTES;
 use super::rows::{self, BlobData, ContainerData, Kept, Row};
 use super::service::Call;
+use super::stored::{self, StoredObject};
+use crate::AppState;
 use crate::api::storage_accounts::later;
 
 /// Largest block blob that is put at once (Azure).
@@ -65,14 +70,35 @@ pub(super) async fn get(call: &Call, with_body: bool) -> Result<Response, BlobEr
     Ok(response)
 }
 
-/// Files and lengths of a blob that is not of pages.
-pub(super) async fn files(call: &Call, row: &Row) -> Result<Vec<(std::path::PathBuf, u64)>, BlobError> {
-    let file = |object: &str| objects::path(&call.state, &call.region, object);
-    if row.data.kept == Kept::Whole {
-        return Ok(vec![(file(&row.object)?, row.data.bytes)]);
+/// Objects of a blob that is not of pages.
+pub(super) async fn files(call: &Call, row: &Row) -> Result<Vec<StoredObject>, BlobError> {
+    let key = call.key()?;
+    objects_of(&call.state, &call.region, &key, row).await
+}
+
+/// As [`files`], of any blob.
+pub(super) async fn objects_of(
+    state: &AppState,
+    region: &Region,
+    key: &BlobKey,
+    row: &Row,
+) -> Result<Vec<StoredObject>, BlobError> {
+    let folder = objects::folder(state, region).await?;
+    let blob = shown(key);
+    let stored = |id: &str, bytes| StoredObject::new(folder.clone(), id, bytes, Arc::clone(&blob));
+    match row.data.kept {
+        Kept::Pages => Ok(Vec::new()),
+        Kept::Whole => Ok(vec![stored(&row.object, row.data.bytes)]),
+        Kept::Parts { .. } => {
+            let parts = state.store.read(|tx| Box::pin(async { tx.parts(&row.object).await })).await?;
+            Ok(parts.iter().map(|part| stored(&part.object, part.bytes)).collect())
+        }
     }
-    let parts = call.state.store.read(|tx| Box::pin(async { tx.parts(&row.object).await })).await?;
-    parts.iter().map(|part| Ok((file(&part.object)?, part.bytes))).collect()
+}
+
+/// A blob as messages call it.
+fn shown(key: &BlobKey) -> Arc<str> {
+    format!("{}/{}", key.container, key.name).into()
 }
 
 /// `rscc` and its like: a SAS may say what the answer's headers are. Only a signed request gets here, and they are signed.
@@ -121,9 +147,10 @@ pub(super) async fn put(call: &Call, unread: &mut Unread) -> Result<Response, Bl
             (Pending::begin(&call.state, &call.region).await?, None)
         }
     };
+    let encrypted = body::encrypted(object.is_encrypted());
     let about = new.commit(call, object, Parts::None).await?;
     let mut response = body::empty(StatusCode::CREATED, Some(&about));
-    response.headers_mut().insert("x-ms-request-server-encrypted", HeaderValue::from_static("false"));
+    response.headers_mut().insert("x-ms-request-server-encrypted", encrypted);
     if let Some(md5) = md5 {
         body::set_md5(response.headers_mut(), &md5);
     }
@@ -156,7 +183,8 @@ async fn create_pages(call: &Call, new: &mut New) -> Result<Pending, BlobError> 
     new.bytes = size;
     new.sequence_number = number("x-ms-blob-sequence-number")?.unwrap_or(0);
     let object = Pending::begin(&call.state, &call.region).await?;
-    PageFile::create(&object.path, size).await.map_err(|error| BlobError::io("make a page blob", &error))?;
+    let made = PageFile::create(&object.path, &object.page_name(), size).await;
+    made.map_err(|error| BlobError::io("make a page blob", &error))?;
     // After the file's own time, so that the ETag of this answer holds until the first page is written.
     new.now = call.state.now();
     Ok(object)
@@ -372,8 +400,23 @@ async fn read_pages(call: &Call) -> Result<(PageFile, About), BlobError> {
 }
 
 async fn open_pages(call: &Call, row: &Row) -> Result<PageFile, BlobError> {
-    let path = objects::path(&call.state, &call.region, &row.object)?;
-    PageFile::open(&path).await.map_err(|error| BlobError::io("open a page blob", &error))
+    open_page_file(&call.state, &call.region, &call.key()?, row).await
+}
+
+/// The file of a page blob.
+pub(super) async fn open_page_file(
+    state: &AppState,
+    region: &Region,
+    key: &BlobKey,
+    row: &Row,
+) -> Result<PageFile, BlobError> {
+    let folder = objects::folder(state, region).await?;
+    let (path, name) = (stored::file_of(&folder, &row.object), stored::page_name(&folder, &row.object));
+    let opened = PageFile::open(&path, &name).await;
+    opened.map_err(|error| {
+        let error = stored::failed(&shown(key), &row.object, stored::cause(error));
+        BlobError::io("open a page blob", &error)
+    })
 }
 
 /// When a blob was last changed: the row does not know of writes to pages.
@@ -381,9 +424,9 @@ pub(super) async fn modified(call: &Call, row: &Row) -> Result<DateTime<Utc>, Bl
     if row.data.kept != Kept::Pages {
         return Ok(row.data.modified);
     }
-    let path = objects::path(&call.state, &call.region, &row.object)?;
-    match PageFile::open(&path).await {
-        Ok(pages) => pages_modified(&pages, row.data.modified).await,
+    let path = stored::file_of(&objects::folder(&call.state, &call.region).await?, &row.object);
+    match tokio::fs::metadata(&path).await.and_then(|file| file.modified()) {
+        Ok(written) => Ok(row.data.modified.max(written.into())),
         // Whoever overwrites or deletes it need not find its bytes.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(row.data.modified),
         Err(error) => Err(BlobError::io("look at a page blob", &error)),

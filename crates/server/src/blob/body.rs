@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use md5::{Digest, Md5};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -176,16 +176,21 @@ pub(super) fn set_md5(headers: &mut HeaderMap, digest: &[u8; 16]) {
     set(headers, header::HeaderName::from_static("content-md5"), &STANDARD.encode(digest));
 }
 
-/// Answers Get Blob (`with_body`) or Get Blob Properties: conditions, range, headers, and the bytes of `stream`.
+/// `x-ms-request-server-encrypted`.
+pub(super) fn encrypted(encrypted: bool) -> HeaderValue {
+    HeaderValue::from_static(if encrypted { "true" } else { "false" })
+}
+
+/// Answers Get Blob (`with_body`) or Get Blob Properties: conditions, range, headers, and what `bytes` gives.
 ///
 /// # Errors
-/// 304, 412, 416.
+/// 304, 412, 416; 500 when the first piece cannot be read. A later one that cannot ends the connection.
 pub(super) async fn answer(
     headers: &HeaderMap,
     about: &About,
     size: u64,
     with_body: bool,
-    stream: impl FnOnce(Range<u64>) -> Bytestream,
+    bytes: impl FnOnce(Range<u64>) -> Bytestream,
 ) -> Result<Response, BlobError> {
     conditions::check(headers, For::Reading, Some(about.modified))?;
     // Get Blob Properties knows no ranges.
@@ -206,14 +211,19 @@ pub(super) async fn answer(
     if with_body {
         let md5_wanted = headers.get("x-ms-range-get-content-md5").is_some_and(|v| v == "true");
         let body = match md5_wanted && wanted.is_some() {
-            false => Body::from_stream(stream(bounds)),
+            false => {
+                let mut pieces = bytes(bounds);
+                // Before the status is sent, so that damage is an answer and not only a connection that ends.
+                let first = pieces.try_next().await.map_err(|error| BlobError::io("read a blob", &error))?;
+                Body::from_stream(stream::iter(first.map(Ok)).chain(pieces))
+            }
             true => {
                 if length > MAX_RANGE_MD5_BYTES {
                     let message = "The MD5 of a range is computed for at most 4 MiB.";
                     let error = BlobError::new(StatusCode::BAD_REQUEST, "OutOfRangeInput", message);
                     return Err(error);
                 }
-                let whole: Vec<Bytes> = stream(bounds)
+                let whole: Vec<Bytes> = bytes(bounds)
                     .try_collect()
                     .await
                     .map_err(|error| BlobError::io("read a blob", &error))?;

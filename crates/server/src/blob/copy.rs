@@ -1,9 +1,9 @@
-//! Copy Blob within this service. The bytes of block and append blobs are never changed, so a copy shares them: its
-//! objects are hard links.
+//! Copy Blob within this service. The bytes of block and append blobs are never changed, so a copy in the same region shares
+//! them: its objects are hard links. In another region, which may have another disk and another key, they are written anew.
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::about::{Copied, set};
 use super::auth::{self, Action, Asked, Grant};
-use super::blobs::{New, Parts};
+use super::blobs::{New, Parts, objects_of};
 use super::body;
 use super::error::BlobError;
 use super::objects::{self, Pending};
@@ -21,6 +21,7 @@ use super::query::BlobQuery;
 use super::route::Place;
 use super::rows::{BlobData, Kept, Row};
 use super::service::Call;
+use super::stored::{self, StoredObject};
 use crate::api::storage_accounts;
 use crate::http::serve::Peer;
 
@@ -33,7 +34,7 @@ pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
     if headers.contains_key("x-ms-blob-type") || headers.contains_key("x-ms-requires-sync") {
         return Err(BlobError::unsupported("Put Blob from URL; use Copy Blob without x-ms-requires-sync"));
     }
-    let (url, row, files) = source(call).await?;
+    let (url, row, objects, same_region) = source(call).await?;
     if row.data.kept == Kept::Pages {
         return Err(BlobError::unsupported("copies of page blobs; download and upload it"));
     }
@@ -47,16 +48,23 @@ pub(super) async fn copy(call: &Call) -> Result<Response, BlobError> {
     let copied = Copied { id: Uuid::new_v4(), source: url, completed: call.state.now(), bytes: new.bytes };
     new.copied = Some(copied.clone());
     // For the parts, and, first, for what owns them; for a blob without parts both are one.
-    let mut made = Pending::begin_many(&call.state, &call.region, 1 + files.len()).await?;
-    let owner = made.remove(0);
+    let target = |object: &StoredObject| match same_region {
+        true => stored::sharing(&objects::new_id(), object.id()),
+        false => objects::new_id(),
+    };
     let about = match row.data.kept {
         Kept::Whole => {
-            link(&files, std::slice::from_ref(&owner.path)).await?;
+            let ids = objects.iter().map(target).collect();
+            let mut made = Pending::begin_many(&call.state, &call.region, ids).await?;
+            made = duplicate(objects, made, same_region).await?;
+            let owner = made.pop().ok_or_else(changed)?;
             new.commit(call, owner, Parts::None).await?
         }
         Kept::Parts { .. } | Kept::Pages => {
-            let targets: Vec<PathBuf> = made.iter().map(|object| object.path.clone()).collect();
-            link(&files, &targets).await?;
+            let ids = std::iter::once(objects::new_id()).chain(objects.iter().map(target)).collect();
+            let mut made = Pending::begin_many(&call.state, &call.region, ids).await?;
+            let owner = made.remove(0);
+            let made = duplicate(objects, made, same_region).await?;
             let ids = call.state.store.read(|tx| Box::pin(async { tx.parts(&row.object).await })).await?;
             if ids.len() != made.len() {
                 return Err(changed());
@@ -83,8 +91,9 @@ fn changed() -> BlobError {
     BlobError::new(StatusCode::CONFLICT, "CopySourceChanged", message)
 }
 
-/// The source that the request names and may read: its address without the query, its row, and its files.
-async fn source(call: &Call) -> Result<(String, Row, Vec<(PathBuf, u64)>), BlobError> {
+/// The source that the request names and may read: its address without the query, its row, its objects, and whether they are
+/// in the region that they are copied to.
+async fn source(call: &Call) -> Result<(String, Row, Vec<StoredObject>, bool), BlobError> {
     let header = call.parts.headers.get("x-ms-copy-source").and_then(|value| value.to_str().ok());
     let url = header.filter(|text| text.len() <= MAX_SOURCE_BYTES).and_then(|text| Url::parse(text).ok());
     let url = url.ok_or_else(|| BlobError::header("x-ms-copy-source", "is no URL"))?;
@@ -129,41 +138,31 @@ async fn source(call: &Call) -> Result<(String, Row, Vec<(PathBuf, u64)>), BlobE
     let row = call.state.store.read(|tx| Box::pin(async { tx.blob::<BlobData>(&key).await })).await?;
     let row = row.ok_or_else(BlobError::blob_not_found)?;
     let region = &account.data.spec.location;
-    let file = |object: &str| objects::path(&call.state, region, object);
-    let files = match row.data.kept {
-        Kept::Pages => Vec::new(),
-        Kept::Whole => vec![(file(&row.object)?, row.data.bytes)],
-        Kept::Parts { .. } => {
-            let parts = call.state.store.read(|tx| Box::pin(async { tx.parts(&row.object).await })).await?;
-            let files = parts.iter().map(|part| Ok((file(&part.object)?, part.bytes)));
-            files.collect::<Result<_, BlobError>>()?
-        }
-    };
+    let objects = objects_of(&call.state, region, &key, &row).await?;
     let mut shown = url;
     shown.set_query(None);
-    Ok((shown.to_string(), row, files))
+    Ok((shown.to_string(), row, objects, *region == call.region))
 }
 
-/// Links each file under another name, or copies it to another file system; durable when this returns.
-async fn link(files: &[(PathBuf, u64)], targets: &[PathBuf]) -> Result<(), BlobError> {
-    let pairs: Vec<(PathBuf, PathBuf)> =
-        files.iter().zip(targets).map(|((from, _), to)| (from.clone(), to.clone())).collect();
-    let linked = tokio::task::spawn_blocking(move || {
-        for (from, to) in &pairs {
-            match std::fs::hard_link(from, to) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                    std::fs::copy(from, to)?;
-                    File::open(to)?.sync_all()?;
-                }
-                Err(error) => return Err(error),
+/// Makes the file of each object with the content of the other: as a link, or written anew. Durable when this returns.
+async fn duplicate(
+    objects: Vec<StoredObject>,
+    made: Vec<Pending>,
+    link: bool,
+) -> Result<Vec<Pending>, BlobError> {
+    let done = tokio::task::spawn_blocking(move || {
+        for (object, new) in objects.iter().zip(&made) {
+            if link {
+                std::fs::hard_link(object.path(), &new.path)?;
+                File::open(new.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+            } else {
+                new.fill_from(object)?;
             }
-            File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()?;
         }
-        Ok(())
+        Ok(made)
     });
-    match linked.await.map_err(io::Error::other).and_then(|linked| linked) {
-        Ok(()) => Ok(()),
+    match done.await.map_err(io::Error::other).and_then(|done| done) {
+        Ok(made) => Ok(made),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(changed()),
         Err(error) => Err(BlobError::io("copy a blob", &error)),
     }

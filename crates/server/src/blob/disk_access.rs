@@ -31,6 +31,7 @@ use super::body::WHOLE_TIME_MAX;
 use super::page::{PageBlob, PageImage, serve};
 use super::{About, BlobError, BlobQuery};
 use crate::AppState;
+use crate::http::error::chain;
 use crate::http::front::panic_text;
 
 /// First segments of paths that belong here.
@@ -192,7 +193,9 @@ async fn bytes(
                 io::ErrorKind::ResourceBusy => BlobError::busy(),
                 _ => BlobError::io("open an upload", &error),
             };
-            let file = state.disk_exports.upload(managed.unique_id, access).await.map_err(io)?;
+            let keys = state.fabric.blob_keys(&managed.spec.location).await;
+            let keys = keys.map_err(|error| BlobError::internal(chain(&error)))?;
+            let file = state.disk_exports.upload(managed.unique_id, access, keys).await.map_err(io)?;
             let file = file.ok_or_else(BlobError::blob_not_found)?;
             let modified = file.modified().await.map_err(io)?;
             Ok((PageBlob::File(file), About::page(modified)))

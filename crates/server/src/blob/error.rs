@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use rustix::io::Errno;
 use store::StoreError;
 
+use super::stored::Unreadable;
 use super::xml::Xml;
 use crate::http::error::chain;
 
@@ -168,7 +169,7 @@ impl BlobError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
     }
 
-    /// The file system's error while `action`: a full disk is told, anything else is ours.
+    /// The file system's error while `action`: a full disk and damage are told, anything else is ours.
     #[must_use]
     pub fn io(action: &str, error: &io::Error) -> Self {
         let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG].map(Errno::raw_os_error);
@@ -177,6 +178,15 @@ impl BlobError {
             let message = "The region's store is full, and nothing of this request was kept. Free space (delete blobs or \
                            image versions) and retry.";
             return Self::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage", message);
+        }
+        if let Some(unreadable) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unreadable>()) {
+            let cause = chain(unreadable);
+            tracing::error!(%cause, "a blob is damaged");
+            let message = format!(
+                "The blob's bytes are damaged on the server, and nothing of them was sent: {cause}. Upload the blob again, or \
+                 restore the object's file in 'blobs/' of the region's folder from a backup."
+            );
+            return Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message);
         }
         Self::internal(format!("cannot {action}: {error}"))
     }

@@ -10,7 +10,8 @@
 //!   service.rs       what a request means, and the answer's common headers
 //!     containers.rs list.rs blobs.rs blocks.rs copy.rs
 //!   rows.rs          what the database keeps of containers and blobs (`store::blobs`)
-//!   objects.rs       the files with their bytes
+//!   objects.rs       the files with their bytes: made, read, removed
+//!   stored.rs        what is in such a file, and what is said of one that cannot be read
 //!   local.rs         blobs as sources for our own work
 //!   own.rs           reads of our own blobs by their URLs
 //!   own_pages.rs     page blobs that the service itself writes
@@ -40,6 +41,7 @@ mod range;
 pub(crate) mod route;
 mod rows;
 pub(crate) mod service;
+pub(crate) mod stored;
 mod xml;
 
 pub use about::{About, BlobKind, ContentHeaders, Metadata};

@@ -1,13 +1,14 @@
 //! The files that hold blobs' bytes: `blobs/{2 digits}/{id}` in the store of the account's region. An id is random and
-//! never used again; a file is complete and durable before a row names it, and never changed then (but for page blobs).
+//! never used again; a file is complete and durable before a row names it, and never changed then (but for page blobs). What is
+//! in a file: `stored.rs`, and for page blobs `page/file.rs`.
 //!
 //! Which files nobody needs is known by rows (`store::Tx::drop_objects`), not by looking: an upload is noted before its
 //! file is made. [`sweep`] removes what is due.
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use chrono::TimeDelta;
+use content::{FramedFile, FramedWriter};
 use futures::{StreamExt, stream};
 use md5::{Digest, Md5};
 use model::Region;
@@ -25,7 +27,11 @@ use uuid::Uuid;
 
 use super::body::{self, Bytestream, check_md5, content_length};
 use super::error::BlobError;
+use super::page::PageName;
+use super::stored::{self, StoredObject};
 use crate::AppState;
+use crate::fabric::BlobFolder;
+use crate::http::error::chain;
 
 /// How long an object outlives its row, for readers that are under way.
 pub(crate) const GRACE: TimeDelta = TimeDelta::minutes(10);
@@ -53,26 +59,28 @@ pub(super) struct Pending {
     pub(super) id: String,
     /// Its file.
     pub(super) path: PathBuf,
+    folder: BlobFolder,
     taken: bool,
 }
 
 impl Pending {
     /// Notes an object that is about to be made.
     pub(super) async fn begin(state: &AppState, region: &Region) -> Result<Self, BlobError> {
-        let mut made = Self::begin_many(state, region, 1).await?;
+        let mut made = Self::begin_many(state, region, vec![new_id()]).await?;
         made.pop().ok_or_else(|| BlobError::internal("no object was noted"))
     }
 
-    /// Notes several at once.
+    /// Notes several of these ids at once.
     pub(super) async fn begin_many(
         state: &AppState,
         region: &Region,
-        count: usize,
+        ids: Vec<String>,
     ) -> Result<Vec<Self>, BlobError> {
-        let ids: Vec<String> = (0..count).map(|_| Uuid::new_v4().simple().to_string()).collect();
+        let folder = folder(state, region).await?;
         let mut made = Vec::new();
         for id in &ids {
-            made.push(Self { id: id.clone(), path: path(state, region, id)?, taken: false });
+            let path = stored::file_of(&folder, id);
+            made.push(Self { id: id.clone(), path, folder: folder.clone(), taken: false });
         }
         let folders: BTreeSet<PathBuf> =
             made.iter().filter_map(|object| object.path.parent().map(Path::to_owned)).collect();
@@ -86,6 +94,34 @@ impl Pending {
             .write(|tx| Box::pin(async { tx.drop_objects(region.as_str(), &ids, UPLOAD_MAX).await }));
         noted.await?;
         Ok(made)
+    }
+
+    /// As the name of a page blob's file.
+    pub(super) fn page_name(&self) -> PageName {
+        stored::page_name(&self.folder, &self.id)
+    }
+
+    /// Whether its bytes are encrypted on the disk.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.folder.keys.is_some()
+    }
+
+    /// Makes its file with the content of another object, which is checked by that. Blocking.
+    ///
+    /// # Errors
+    /// As reading one and writing the other.
+    pub(super) fn fill_from(&self, source: &StoredObject) -> io::Result<()> {
+        let from = source.open()?;
+        let mut sink = Sink::create_in(&self.path, &self.folder, &self.id)?;
+        let mut piece = vec![0; WRITE_BYTES];
+        let mut at = 0;
+        while at < from.size() {
+            let piece = &mut piece[..(from.size() - at).min(WRITE_BYTES as u64) as usize];
+            from.read_exact_at(piece, at).map_err(|error| source.failed(error))?;
+            sink.writer.write(piece)?;
+            at += piece.len() as u64;
+        }
+        sink.close().map(drop)
     }
 
     /// A row names it now.
@@ -132,9 +168,8 @@ pub(super) async fn receive(
         return Err(BlobError::too_large(max));
     }
     let object = Pending::begin(state, region).await?;
-    let path = object.path.clone();
     let failed = |error: io::Error| BlobError::io("write a blob", &error);
-    let mut sink = Sink::create(path).await.map_err(failed)?;
+    let mut sink = Sink::create(&object).await.map_err(failed)?;
     let mut stream = body.into_data_stream();
     let mut gathered = BytesMut::new();
     let mut bytes = 0;
@@ -160,59 +195,57 @@ pub(super) async fn receive(
 
 /// A file under construction, and the digest of what is in it.
 struct Sink {
-    file: File,
+    writer: FramedWriter<File>,
     path: PathBuf,
     md5: Md5,
 }
 
 impl Sink {
-    async fn create(path: PathBuf) -> io::Result<Self> {
-        flat(
-            tokio::task::spawn_blocking(move || {
-                let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-                Ok(Self { file, path, md5: Md5::new() })
-            })
-            .await,
-        )
+    async fn create(object: &Pending) -> io::Result<Self> {
+        let (path, folder, id) = (object.path.clone(), object.folder.clone(), object.id.clone());
+        flat(tokio::task::spawn_blocking(move || Self::create_in(&path, &folder, &id)).await)
+    }
+
+    fn create_in(path: &Path, folder: &BlobFolder, id: &str) -> io::Result<Self> {
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { writer: stored::begin(file, folder, id)?, path: path.to_owned(), md5: Md5::new() })
     }
 
     async fn write(mut self, bytes: Bytes) -> io::Result<Self> {
         flat(
             tokio::task::spawn_blocking(move || {
                 self.md5.update(&bytes);
-                self.file.write_all(&bytes)?;
+                self.writer.write(&bytes)?;
                 Ok(self)
             })
             .await,
         )
     }
 
-    /// Makes file and name durable.
     async fn finish(self) -> io::Result<[u8; 16]> {
-        flat(
-            tokio::task::spawn_blocking(move || {
-                self.file.sync_all()?;
-                File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-                Ok(self.md5.finalize().into())
-            })
-            .await,
-        )
+        flat(tokio::task::spawn_blocking(move || self.close()).await)
+    }
+
+    /// Makes file and name durable.
+    fn close(self) -> io::Result<[u8; 16]> {
+        self.writer.finish()?.sync_all()?;
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        Ok(self.md5.finalize().into())
     }
 }
 
 /// Objects of a blob in order, as a range of their bytes is read.
 #[derive(Debug)]
 pub(super) struct Reader {
-    /// Files and their lengths.
-    parts: std::vec::IntoIter<(PathBuf, u64)>,
-    /// The file that is being read, how far, and its length.
-    open: Option<(Arc<File>, u64, u64)>,
+    parts: std::vec::IntoIter<StoredObject>,
+    /// The one that is being read, its file, and how far.
+    open: Option<(StoredObject, Arc<FramedFile>, u64)>,
     skip: u64,
     left: u64,
 }
 
 /// The bytes `range` of a blob that lies in these objects.
-pub(super) fn stream(parts: Vec<(PathBuf, u64)>, range: std::ops::Range<u64>) -> Bytestream {
+pub(super) fn stream(parts: Vec<StoredObject>, range: std::ops::Range<u64>) -> Bytestream {
     let reader = Reader {
         parts: parts.into_iter(),
         open: None,
@@ -231,44 +264,48 @@ pub(super) fn stream(parts: Vec<(PathBuf, u64)>, range: std::ops::Range<u64>) ->
 impl Reader {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         while self.left > 0 {
-            let Some((file, at, length)) = self.open.take() else {
-                let (path, length) = self.parts.next().ok_or_else(|| {
+            let Some((object, file, at)) = self.open.take() else {
+                let object = self.parts.next().ok_or_else(|| {
                     io::Error::new(
                         io::ErrorKind::UnexpectedEof,
                         "the blob's objects are shorter than the blob",
                     )
                 })?;
-                if self.skip >= length {
-                    self.skip -= length;
+                if self.skip >= object.bytes {
+                    self.skip -= object.bytes;
                     continue;
                 }
-                let file = flat(tokio::task::spawn_blocking(move || File::open(path)).await)?;
-                self.open = Some((Arc::new(file), std::mem::take(&mut self.skip), length));
+                let opening = object.clone();
+                let file = flat(tokio::task::spawn_blocking(move || opening.open()).await)?;
+                self.open = Some((object, Arc::new(file), std::mem::take(&mut self.skip)));
                 continue;
             };
-            if at == length {
+            if at == object.bytes {
                 continue;
             }
-            let len = (length - at).min(READ_BYTES).min(self.left);
+            let len = (object.bytes - at).min(READ_BYTES).min(self.left);
             let reading = Arc::clone(&file);
             let read = tokio::task::spawn_blocking(move || {
                 let mut piece = vec![0; len as usize];
-                reading.read_exact_at(&mut piece, at)?;
-                Ok(Bytes::from(piece))
+                Ok(reading.read_exact_at(&mut piece, at).map(|()| Bytes::from(piece)))
             });
-            let piece = flat(read.await)?;
+            let piece = flat(read.await)?.map_err(|error| object.failed(error))?;
             self.left -= len;
-            self.open = Some((file, at + len, length));
+            self.open = Some((object, file, at + len));
             return Ok(Some(piece));
         }
         Ok(None)
     }
 }
 
-/// The file of an object.
-pub(super) fn path(state: &AppState, region: &Region, id: &str) -> Result<PathBuf, BlobError> {
-    let folder = state.fabric.blob_dir(region).map_err(BlobError::internal)?;
-    Ok(folder.join(&id[..id.len().min(2)]).join(id))
+/// A new object's id.
+pub(super) fn new_id() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+/// Where a region's objects lie.
+pub(super) async fn folder(state: &AppState, region: &Region) -> Result<BlobFolder, BlobError> {
+    state.fabric.blob_folder(region).await.map_err(|error| BlobError::internal(chain(&error)))
 }
 
 /// Removes what is due, now and then, until `stop`.
@@ -307,14 +344,10 @@ async fn sweep_region(state: &AppState, region: &Region) -> Result<usize, store:
     let name = region.as_str();
     let due = state.store.read(|tx| Box::pin(async { tx.due_objects(name, SWEEP_OBJECTS).await })).await?;
     let mut removed = Vec::new();
+    // One that is away keeps its files until it is back.
+    let Ok(folder) = state.fabric.blob_folder(region).await else { return Ok(0) };
     for object in due {
-        let path = match path(state, region, &object) {
-            Ok(path) => path,
-            Err(error) => {
-                tracing::debug!(region = name, error = error.message, "a region's blobs are not swept");
-                break;
-            }
-        };
+        let path = stored::file_of(&folder, &object);
         match tokio::fs::remove_file(&path).await {
             Ok(()) => removed.push(object),
             Err(error) if error.kind() == io::ErrorKind::NotFound => removed.push(object),

@@ -96,7 +96,7 @@ impl OwnPages {
         let (account, key) = blob.find(state).await?;
         let region = account.data.spec.location;
         let object = Pending::begin(state, &region).await?;
-        let file = PageFile::create(&object.path, bytes)
+        let file = PageFile::create(&object.path, &object.page_name(), bytes)
             .await
             .map_err(|error| BlobError::io("make a page blob", &error))?;
         Ok(Self { state: state.clone(), region, key, object, file })

@@ -6,6 +6,7 @@
 
 mod file;
 pub mod serve;
+mod source;
 
 use std::io;
 use std::ops::Range;
@@ -16,7 +17,7 @@ use content::Image;
 use futures::StreamExt;
 use futures::stream;
 
-pub use file::PageFile;
+pub use file::{PageFile, PageName};
 
 use super::body::Bytestream;
 use super::error::BlobError;

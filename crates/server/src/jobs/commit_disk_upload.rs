@@ -1,6 +1,8 @@
 //! An upload has ended: the file is sealed, checked, and put into the region's store; then it goes. A file that is no fixed
 //! VHD stays, and the disk waits for another access that puts it right.
 
+use std::sync::Arc;
+
 use model::managed_disk::{DiskBytes, ManagedDisk};
 use serde::{Deserialize, Serialize};
 use store::{Job, StoreError, Tx};
@@ -53,16 +55,17 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
 
 async fn store(context: &JobContext, disk: &ManagedDisk) -> Result<DiskBytes, JobFailure> {
     let exports = &context.state.disk_exports;
-    let file = exports.seal_upload(disk.unique_id).await;
+    let keys = context.state.fabric.blob_keys(&disk.spec.location).await;
+    let keys = keys.map_err(|error| internal("find the region's key", &error))?;
+    // Waits for writes under way; those that come later are refused as long as somebody has the file.
+    let file = exports.seal_upload(disk.unique_id, keys).await;
     let file = file.map_err(|error| internal("seal the upload's file", &error))?;
     let name = disk.name.to_string();
-    // Held until it is stored: as long as somebody has it, it stays sealed.
-    let Some(_sealed) = file else {
+    let Some(file) = file else {
         let found = " Nothing was uploaded.";
         return Err(vhd_failure(VhdError::Cookie { name, found }));
     };
-    let path = exports.upload_path(disk.unique_id);
-    let opened = tokio::task::spawn_blocking(move || open_fixed(&path, &name)).await;
+    let opened = tokio::task::spawn_blocking(move || open_fixed(Arc::new(file), &name)).await;
     let source = opened.map_err(|error| internal("open the upload's file", &error))?.map_err(vhd_failure)?;
     let owner = disk_reference(disk.unique_id);
     Ok(DiskBytes::Stored(put_source(context, &disk.spec.location, source, &owner).await?))

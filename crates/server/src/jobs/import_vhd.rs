@@ -2,14 +2,12 @@
 //! storage accounts, a file of this host if the configuration allows its folder, or anything that http(s) gives and the
 //! network policy lets through.
 
-mod join;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arm::ArmError;
-use disk::BlockSource;
+use disk::{BlockSource, RawFile};
 use model::content::DiskContent;
 use model::managed_disk::{AccessMode, ManagedDisk, UPLOAD_BYTES_MAX};
 use model::placement::CopyPlan;
@@ -18,7 +16,6 @@ use reqwest::Url;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use self::join::JoinError;
 use super::context::{JobContext, JobFailure};
 use super::fetch::{FetchError, FetchLimits, fetch_to_file, shown};
 use super::replicate_image_version::manifest_id;
@@ -103,23 +100,15 @@ pub(crate) async fn import(
     match address(state, uri).map_err(|message| JobFailure::permanent("InvalidParameter", message))? {
         Address::File(path) => {
             let name = path.display().to_string();
-            put(context, region, &path, &name, owner).await
+            put_file(context, region, &path, &name, owner).await
         }
         Address::Disk(url) => from_disk(state, region, &url, owner).await,
         Address::Blob(url) => {
             let refused = |error: BlobError| {
                 JobFailure::permanent("BlobNotAccessible", format!("'{}': {}", shown(uri), error.message))
             };
-            let parts = local::files(state, url.path()).await.map_err(refused)?;
-            match parts.as_slice() {
-                [only] => put(context, region, only, &shown(uri), owner).await,
-                parts => {
-                    let path = scratch_file(state, uri, owner).await?;
-                    let done = join_and_put(context, region, parts, &path, uri, owner).await;
-                    remove(&path).await;
-                    done
-                }
-            }
+            let source = local::open(state, url.path()).await.map_err(refused)?;
+            put(context, region, source, &shown(uri), owner).await
         }
         Address::Remote(url) => {
             let path = scratch_file(state, uri, owner).await?;
@@ -146,26 +135,6 @@ async fn remove(path: &Path) {
     }
 }
 
-/// A block blob lies in a file for each block.
-async fn join_and_put(
-    context: &JobContext,
-    region: &Region,
-    parts: &[PathBuf],
-    path: &Path,
-    uri: &str,
-    owner: &str,
-) -> Result<DiskContent, JobFailure> {
-    let (from, to, stop) = (parts.to_vec(), path.to_owned(), context.cancel.clone());
-    let joined = tokio::task::spawn_blocking(move || join::join(&from, &to, &stop)).await;
-    joined.map_err(|error| internal("read a blob", &error))?.map_err(|error| match error {
-        JoinError::Canceled => JobFailure::canceled(),
-        JoinError::Large { .. } => not_a_vhd(&error),
-        JoinError::Space { .. } => JobFailure::permanent("InsufficientStorage", error.to_string()),
-        JoinError::Io(error) => internal("read a blob", &error),
-    })?;
-    put(context, region, path, &shown(uri), owner).await
-}
-
 async fn fetch_and_put(
     context: &JobContext,
     region: &Region,
@@ -184,19 +153,34 @@ async fn fetch_and_put(
         FetchError::Unreachable { .. } => JobFailure::permanent("BlobNotAccessible", chain(&error)),
         FetchError::Io(error) => internal("store the fetched VHD", &error),
     })?;
-    put(context, region, path, &shown(url.as_str()), owner).await
+    put_file(context, region, path, &shown(url.as_str()), owner).await
 }
 
 /// Puts the disk of a fixed VHD on this host into a store.
-async fn put(
+async fn put_file(
     context: &JobContext,
     region: &Region,
     path: &Path,
     name: &str,
     owner: &str,
 ) -> Result<DiskContent, JobFailure> {
-    let (path, name) = (path.to_owned(), name.to_owned());
-    let opened = tokio::task::spawn_blocking(move || open_fixed(&path, &name)).await;
+    let path = path.to_owned();
+    let opened = tokio::task::spawn_blocking(move || RawFile::open(&path)).await;
+    let file = opened.map_err(|error| internal("open a VHD", &error))?;
+    let file = file.map_err(|error| vhd_failure(error.into()))?;
+    put(context, region, Arc::new(file), name, owner).await
+}
+
+/// Puts the disk of a fixed VHD into a store.
+async fn put(
+    context: &JobContext,
+    region: &Region,
+    source: Arc<dyn BlockSource>,
+    name: &str,
+    owner: &str,
+) -> Result<DiskContent, JobFailure> {
+    let name = name.to_owned();
+    let opened = tokio::task::spawn_blocking(move || open_fixed(source, &name)).await;
     let source = opened.map_err(|error| internal("open a VHD", &error))?.map_err(import_failure)?;
     put_source(context, region, source, owner).await
 }

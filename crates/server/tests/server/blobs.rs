@@ -1,12 +1,16 @@
 //! Storage accounts and their blobs: ARM's side, who is let in, and Azure's own clients.
 
+mod at_rest;
 mod clients;
+mod kill;
 mod refused;
+
+use std::path::Path;
 
 use axum::http::StatusCode;
 use reqwest::Response;
 use serde_json::{Value, json};
-use server::RegionConfig;
+use server::{Config, RegionConfig};
 
 use crate::azurite::service_sas;
 use crate::support::{Bed, SUBSCRIPTION, config, read};
@@ -33,15 +37,25 @@ fn body() -> Value {
 
 impl Lab {
     async fn start() -> Lab {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut config = config(folder.path());
+        Lab::start_with(|_| {}).await
+    }
+
+    fn config(folder: &Path, change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = config(folder);
         config.blob_listen = Some("127.0.0.1:0".parse().expect("an address"));
         config.regions = ["eastus", "westus"]
             .map(|name| {
-                let store = content::StoreLocation::Folder(folder.path().join("regions").join(name));
+                let store = content::StoreLocation::Folder(folder.join("regions").join(name));
                 RegionConfig::of_one_zone(model::Region::parse(name).expect("a name"), store)
             })
             .into();
+        change(&mut config);
+        config
+    }
+
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Lab {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = Lab::config(folder.path(), change);
         let bed = Bed::start_with(config, folder).await;
         let group = format!("{SUBSCRIPTION}/resourceGroups/Rg?api-version=2024-11-01");
         assert_eq!(bed.json("PUT", &group, Some(json!({"location": "eastus"}))).await.0, 201);

@@ -14,7 +14,7 @@ use super::super::galleries::{check_version, find, group};
 use super::{begin as begin_operation, kind_of};
 use crate::AppState;
 use crate::blob::disk_access::{self, SasKey};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, chain};
 use crate::http::extract::{JsonBody, Version};
 use crate::http::lro::{self, PollHeaders};
 use crate::http::path::ArmPath;
@@ -34,6 +34,17 @@ pub(in crate::api) async fn begin(
     check_version(&state, &version, &kind_of(&path).1)?;
     let request = arm::disk::parse_access(body, &version)?;
     let id = above(&path)?;
+    let disk = state
+        .store
+        .read(|tx| {
+            Box::pin(async {
+                group(tx, &id).await?;
+                find::<ManagedDisk>(tx, &id).await
+            })
+        })
+        .await?;
+    let keys = state.fabric.blob_keys(&disk.data.spec.location).await;
+    let keys = keys.map_err(|error| ApiError::internal(chain(&error)))?;
     let operation = state
         .store
         .write(|tx| {
@@ -51,7 +62,8 @@ pub(in crate::api) async fn begin(
                 found.data.grant(access.clone(), now)?;
                 if let (AccessMode::Write, DiskBytes::Upload { bytes }) = (request.mode, &found.data.bytes) {
                     // Here, so that without the file nothing is granted, and no disk that is gone gets a file.
-                    let made = state.disk_exports.begin_upload(found.data.unique_id, *bytes).await;
+                    let made =
+                        state.disk_exports.begin_upload(found.data.unique_id, *bytes, keys.clone()).await;
                     made.map_err(|error| ApiError::new(507, "InsufficientStorage", error.to_string()))?;
                 }
                 disk_access::forget(tx, before.as_ref()).await?;

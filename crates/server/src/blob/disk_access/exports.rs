@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use content::{BlockCache, Image, ManifestId};
+use content::{BlockCache, Image, KeyRing, ManifestId};
 use model::Region;
 use model::managed_disk::DiskAccess;
 use tokio::sync::OnceCell;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::SasKey;
 use crate::AppState;
-use crate::blob::page::PageFile;
+use crate::blob::page::{PageFile, PageName};
 use crate::http::error::chain;
 
 /// Images that are kept open between requests.
@@ -134,16 +134,21 @@ impl DiskExports {
     ///
     /// # Errors
     /// Cause and remedy; there is no file then.
-    pub(crate) async fn begin_upload(&self, disk: Uuid, bytes: u64) -> Result<(), UploadRefusal> {
-        let path = self.upload_path(disk);
+    pub(crate) async fn begin_upload(
+        &self,
+        disk: Uuid,
+        bytes: u64,
+        keys: Option<Arc<KeyRing>>,
+    ) -> Result<(), UploadRefusal> {
+        let (path, name) = (self.upload_path(disk), upload_name(disk, keys));
         let make = async {
             match tokio::fs::metadata(&path).await {
-                Ok(there) if there.len() == bytes => return Ok(()),
+                Ok(there) if there.len() == PageFile::bytes_of(bytes) => return Ok(()),
                 Ok(_) => tokio::fs::remove_file(&path).await?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
-            PageFile::create(&path, bytes).await.map(drop)
+            PageFile::create(&path, &name, bytes).await.map(drop)
         };
         let Err(source) = make.await else { return Ok(()) };
         // As it was before; an error of this would hide the cause.
@@ -156,23 +161,37 @@ impl DiskExports {
     ///
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when too many uploads are written at once; the file system's own.
-    pub(crate) async fn upload(&self, disk: Uuid, access: &DiskAccess) -> io::Result<Option<PageFile>> {
-        self.upload_since(disk, access.granted).await
+    pub(crate) async fn upload(
+        &self,
+        disk: Uuid,
+        access: &DiskAccess,
+        keys: Option<Arc<KeyRing>>,
+    ) -> io::Result<Option<PageFile>> {
+        self.upload_since(disk, access.granted, keys).await
     }
 
     /// The file of an upload that has ended: later writes are refused, and those under way have come to their end.
     ///
     /// # Errors
     /// As [`DiskExports::upload`].
-    pub(crate) async fn seal_upload(&self, disk: Uuid) -> io::Result<Option<PageFile>> {
-        let file = self.upload_since(disk, DateTime::<Utc>::MAX_UTC).await?;
+    pub(crate) async fn seal_upload(
+        &self,
+        disk: Uuid,
+        keys: Option<Arc<KeyRing>>,
+    ) -> io::Result<Option<PageFile>> {
+        let file = self.upload_since(disk, DateTime::<Utc>::MAX_UTC, keys).await?;
         if let Some(file) = &file {
             file.seal().await?;
         }
         Ok(file)
     }
 
-    async fn upload_since(&self, disk: Uuid, granted: DateTime<Utc>) -> io::Result<Option<PageFile>> {
+    async fn upload_since(
+        &self,
+        disk: Uuid,
+        granted: DateTime<Utc>,
+        keys: Option<Arc<KeyRing>>,
+    ) -> io::Result<Option<PageFile>> {
         let mut uploads = self.uploads.lock().await;
         if let Some(upload) = uploads.get_mut(&disk) {
             if upload.granted > granted {
@@ -193,7 +212,7 @@ impl DiskExports {
             };
             uploads.remove(&oldest);
         }
-        let file = match PageFile::open(&self.upload_path(disk)).await {
+        let file = match PageFile::open(&self.upload_path(disk), &upload_name(disk, keys)).await {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -261,6 +280,11 @@ impl DiskExports {
     fn images(&self) -> MutexGuard<'_, HashMap<(Region, ManifestId), OpenImage>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// `keys`: of the disk's region.
+fn upload_name(disk: Uuid, keys: Option<Arc<KeyRing>>) -> PageName {
+    PageName { name: [b"disk upload\0", disk.as_bytes().as_slice()].concat(), keys }
 }
 
 /// An image of a region, read from the zones that have it.

@@ -1,4 +1,5 @@
 use axum::http::HeaderValue;
+use content::{Key, KeyRing};
 use futures::TryStreamExt;
 use model::ResourceGroupName;
 use model::resource_group::{ResourceGroup, ResourceGroupSpec};
@@ -60,6 +61,25 @@ async fn what_is_due_goes_and_nothing_else() {
     assert_eq!(sweep_once(&state).await.unwrap(), 2, "one of them never had a file");
     assert_eq!(paths.map(|path| path.exists()), [true, false, false]);
     assert_eq!(sweep_once(&state).await.unwrap(), 0);
+}
+
+fn folder_with(path: &Path, key: Option<u8>) -> BlobFolder {
+    let keys = key.map(|seed| KeyRing::new(Key::from_bytes([seed; 32]), Vec::new()).unwrap().into());
+    BlobFolder { path: path.to_owned(), keys }
+}
+
+fn stored(folder: &BlobFolder, id: &str, bytes: &[u8]) -> StoredObject {
+    let path = stored::file_of(folder, id);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut sink = Sink::create_in(&path, folder, id).unwrap();
+    sink.writer.write(bytes).unwrap();
+    sink.close().unwrap();
+    StoredObject::new(folder.clone(), id, bytes.len() as u64, "con/b".into())
+}
+
+async fn all(parts: &[StoredObject], range: std::ops::Range<usize>) -> io::Result<Vec<u8>> {
+    let range = range.start as u64..range.end as u64;
+    Ok(stream(parts.to_vec(), range).try_collect::<Vec<_>>().await?.concat())
 }
 
 #[tokio::test]
@@ -140,27 +160,79 @@ async fn blocks_that_nobody_commits_go_after_a_week() {
 
 #[tokio::test]
 async fn parts_are_read_across_their_borders() {
-    let folder = tempfile::tempdir().unwrap();
-    let lengths = [3_usize, 0, 700_000, 1];
-    let mut all = Vec::new();
-    let mut parts = Vec::new();
-    for (number, length) in lengths.into_iter().enumerate() {
-        let bytes: Vec<u8> = (0..length).map(|at| (at * 7 + number) as u8).collect();
-        let path = folder.path().join(number.to_string());
-        std::fs::write(&path, &bytes).unwrap();
-        parts.push((path, length as u64));
-        all.extend(bytes);
+    for key in [None, Some(1)] {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder_with(place.path(), key);
+        let lengths = [3_usize, 0, 700_000, 1];
+        let mut content = Vec::new();
+        let mut parts = Vec::new();
+        for (number, length) in lengths.into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..length).map(|at| (at * 7 + number) as u8).collect();
+            parts.push(stored(&folder, &format!("{number}{number}"), &bytes));
+            content.extend(bytes);
+        }
+        for range in [0..content.len(), 0..0, 2..4, 3..3, 3..600_000, 524_290..700_004, 700_003..700_004] {
+            assert!(all(&parts, range.clone()).await.unwrap() == content[range.clone()], "{range:?}");
+        }
+        assert!(all(&parts, 0..900_000).await.is_err(), "beyond");
+
+        // Damage is an error that says where, never other bytes; what lies in other frames is still read.
+        let path = parts[2].path();
+        let good = std::fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[300_000] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        let error = BlobError::io("read a blob", &all(&parts, 0..700_004).await.unwrap_err());
+        assert_eq!((error.status.as_u16(), error.code), (500, "InternalError"));
+        let named = ["con/b", "object 22", "frame 4", "Upload the blob again"];
+        assert!(named.iter().all(|name| error.message.contains(name)), "{}", error.message);
+        assert!(all(&parts, 0..200_000).await.unwrap() == content[..200_000]);
+        assert!(all(&parts, 400_000..700_004).await.unwrap() == content[400_000..]);
+        // Cut off at a frame's end, another object's file, a file of a former form, none.
+        let frame = 64 + 65_552;
+        let other = stored(&folder, "xx", &content[3..700_003]).path();
+        let other = std::fs::read(other).unwrap();
+        for (what, bytes) in
+            [("cut off", &good[..frame]), ("another", &other), ("former", &content[3..700_003])]
+        {
+            std::fs::write(&path, bytes).unwrap();
+            let error = BlobError::io("read a blob", &all(&parts, 3..4).await.unwrap_err());
+            assert!(error.message.contains("object 22 of blob 'con/b'"), "{what}: {}", error.message);
+        }
+        std::fs::remove_file(&path).unwrap();
+        let error = BlobError::io("read a blob", &all(&parts, 3..4).await.unwrap_err());
+        assert!(error.message.contains("object 22 of blob 'con/b'"), "{}", error.message);
     }
-    for range in [0..all.len(), 0..0, 2..4, 3..3, 3..600_000, 524_290..700_004, 700_003..700_004] {
-        let (start, end) = (range.start as u64, range.end as u64);
-        let read = stream(parts.clone(), start..end).try_collect::<Vec<_>>().await.unwrap().concat();
-        assert!(read == all[range.clone()], "{range:?}");
-    }
-    // A file that is shorter than its row says gives an error, never fewer bytes.
-    std::fs::write(&parts[2].0, b"short").unwrap();
-    assert!(stream(parts.clone(), 0..700_004).try_collect::<Vec<_>>().await.is_err());
-    let beyond = stream(parts, 0..900_000).try_collect::<Vec<_>>().await;
-    assert!(beyond.is_err());
+}
+
+#[test]
+fn a_file_is_shared_in_its_region_and_written_anew_elsewhere() {
+    let place = tempfile::tempdir().unwrap();
+    let (here, there) =
+        (folder_with(&place.path().join("a"), Some(1)), folder_with(&place.path().join("b"), Some(2)));
+    let first = stored(&here, "11", b"content");
+    let read = |object: &StoredObject| {
+        let mut bytes = [0; 7];
+        object.open().and_then(|file| Ok(file.read_exact_at(&mut bytes, 0)?)).map(|()| bytes)
+    };
+    let link = |new: &StoredObject, old: &StoredObject| {
+        std::fs::create_dir_all(new.path().parent().unwrap()).unwrap();
+        std::fs::hard_link(old.path(), new.path()).unwrap();
+    };
+    let second = StoredObject::new(here.clone(), &stored::sharing("12", "11"), 7, "con/c".into());
+    link(&second, &first);
+    let third = StoredObject::new(here.clone(), &stored::sharing("13", second.id()), 7, "con/d".into());
+    link(&third, &second);
+    assert_eq!((read(&second).unwrap(), read(&third).unwrap()), (*b"content", *b"content"));
+    let path = stored::file_of(&there, "14");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let copy = Pending { id: "14".to_owned(), path, folder: there.clone(), taken: true };
+    copy.fill_from(&third).unwrap();
+    assert_eq!(read(&StoredObject::new(there, "14", 7, "con/e".into())).unwrap(), *b"content");
+    // Not under another object's name.
+    let wrong = StoredObject::new(here, "15", 7, "con/f".into());
+    link(&wrong, &first);
+    assert!(read(&wrong).is_err());
 }
 
 #[test]

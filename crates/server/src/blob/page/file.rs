@@ -1,4 +1,5 @@
-//! A page blob in a sparse file. Holes are cleared pages.
+//! A page blob in a sparse file: a header, then the pages, encrypted where the region has a key. Holes are cleared pages.
+//! The format is in `docs/format.md` (Page files).
 
 use std::fs::File;
 use std::io;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use content::{FramedError, KeyRing, PAGE_FILE_HEADER_BYTES, PageSeal};
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use tokio::sync::RwLock;
@@ -21,10 +23,22 @@ use super::add;
 /// Zeros are written in pieces of this size where the file system cannot punch holes.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
+/// Where the first page is in the file.
+const PAGES_AT: u64 = PAGE_FILE_HEADER_BYTES as u64;
+
+/// Which file it is to be, and what it is encrypted with.
+#[derive(Debug, Clone)]
+pub struct PageName {
+    /// Unlike any other file's; one that has another is refused.
+    pub name: Vec<u8>,
+    /// Those of the region, if it has any.
+    pub keys: Option<Arc<KeyRing>>,
+}
+
 /// A sparse file of whole pages. Clones are the same file.
 #[derive(Debug, Clone)]
 pub struct PageFile {
-    file: Arc<File>,
+    pub(super) pages: Arc<Pages>,
     size: u64,
     /// Whether writing has ended. Each write holds it for reading until its bytes are durable.
     sealed: Arc<RwLock<bool>>,
@@ -41,15 +55,19 @@ impl PageFile {
     ///
     /// # Errors
     /// The file system's own.
-    pub async fn create(path: &Path, size: u64) -> io::Result<Self> {
-        let path = path.to_owned();
+    pub async fn create(path: &Path, name: &PageName, size: u64) -> io::Result<Self> {
+        let (path, name) = (path.to_owned(), name.clone());
         blocking(move || {
             let mut options = File::options();
             let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-            file.set_len(size)?;
+            let (seal, header) = PageSeal::new(name.keys.as_deref(), &name.name);
+            file.write_all_at(&header, 0)?;
+            file.sync_all()?;
+            // Who finds the length finds the header as well, whatever was killed in between.
+            file.set_len(PAGES_AT + size)?;
             file.sync_all()?;
             File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-            Ok(Self::new(file, size))
+            Ok(Self::new(Pages { file, seal }, size))
         })
         .await
     }
@@ -57,23 +75,37 @@ impl PageFile {
     /// Opens a file that [`PageFile::create`] made, for reading and writing.
     ///
     /// # Errors
-    /// The file system's own; a length that is no number of pages.
-    pub async fn open(path: &Path) -> io::Result<Self> {
-        let path = path.to_owned();
+    /// The file system's own; a [`content::FramedError`] inside for what is not such a file.
+    pub async fn open(path: &Path, name: &PageName) -> io::Result<Self> {
+        let (path, name) = (path.to_owned(), name.clone());
         blocking(move || {
             let file = File::options().read(true).write(true).open(path)?;
-            let size = file.metadata()?.len();
-            if size % PAGE_BYTES != 0 {
-                let reason = format!("a page blob of {size} bytes, which is no multiple of 512");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-            }
-            Ok(Self::new(file, size))
+            let len = file.metadata()?.len();
+            let Some(size) = len.checked_sub(PAGES_AT).filter(|size| size.is_multiple_of(PAGE_BYTES)) else {
+                let reason = format!("{len} bytes are no header and a number of pages");
+                return Err(FramedError::Form(reason).into());
+            };
+            let mut header = [0; PAGE_FILE_HEADER_BYTES];
+            file.read_exact_at(&mut header, 0)?;
+            let seal = PageSeal::open(&header, name.keys.as_deref(), &name.name)?;
+            Ok(Self::new(Pages { file, seal }, size))
         })
         .await
     }
 
-    fn new(file: File, size: u64) -> Self {
-        Self { file: Arc::new(file), size, sealed: Arc::default() }
+    /// The length of a file that [`PageFile::create`] made whole.
+    pub(in crate::blob) fn bytes_of(size: u64) -> u64 {
+        PAGES_AT.saturating_add(size)
+    }
+
+    fn new(pages: Pages, size: u64) -> Self {
+        Self { pages: Arc::new(pages), size, sealed: Arc::default() }
+    }
+
+    /// Whether its pages are encrypted on the disk.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.pages.seal.is_encrypted()
     }
 
     /// Length in bytes.
@@ -84,7 +116,7 @@ impl PageFile {
 
     /// Whether somebody else has a clone, or a write is under way.
     pub(in crate::blob) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.file) > 1 || Arc::strong_count(&self.sealed) > 1
+        Arc::strong_count(&self.pages) > 1 || Arc::strong_count(&self.sealed) > 1
     }
 
     /// Ends writing: waits for writes under way, and refuses later ones through this `PageFile` and its clones. What
@@ -94,8 +126,8 @@ impl PageFile {
     /// The file system's own.
     pub async fn seal(&self) -> io::Result<()> {
         *self.sealed.write().await = true;
-        let file = Arc::clone(&self.file);
-        blocking(move || file.sync_all()).await
+        let pages = Arc::clone(&self.pages);
+        blocking(move || pages.file.sync_all()).await
     }
 
     /// When bytes were last written: differs between any two writes.
@@ -103,12 +135,12 @@ impl PageFile {
     /// # Errors
     /// The file system's own.
     pub async fn modified(&self) -> io::Result<DateTime<Utc>> {
-        let file = Arc::clone(&self.file);
-        blocking(move || Ok(file.metadata()?.modified()?.into())).await
+        let pages = Arc::clone(&self.pages);
+        blocking(move || Ok(pages.file.metadata()?.modified()?.into())).await
     }
 
     pub(super) async fn write(&self, at: u64, bytes: Bytes) -> Result<(), BlobError> {
-        self.change("write pages", move |file| file.write_all_at(&bytes, at)).await
+        self.change("write pages", move |pages| pages.write(&bytes, at)).await
     }
 
     /// Writes pages that become durable with [`PageFile::seal`]: for a blob that nobody sees before that.
@@ -116,43 +148,28 @@ impl PageFile {
     /// # Errors
     /// The file system's own.
     pub(in crate::blob) async fn fill(&self, at: u64, bytes: Bytes) -> io::Result<()> {
-        let file = Arc::clone(&self.file);
-        blocking(move || file.write_all_at(&bytes, at)).await
+        let pages = Arc::clone(&self.pages);
+        blocking(move || pages.write(&bytes, at)).await
     }
 
     pub(super) async fn clear(&self, range: Range<u64>) -> Result<(), BlobError> {
-        self.change("clear pages", move |file| {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(file, flags, range.start, range.end - range.start) {
-                Ok(()) => Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    let mut at = range.start;
-                    while at < range.end {
-                        let len = (range.end - at).min(ZEROS.len() as u64);
-                        file.write_all_at(&ZEROS[..len as usize], at)?;
-                        at += len;
-                    }
-                    Ok(())
-                }
-                Err(error) => Err(error.into()),
-            }
-        })
-        .await
+        self.change("clear pages", move |pages| pages.clear(range)).await
     }
 
     /// Runs a change to its end, even when the client has gone meanwhile, so that sealing never overtakes it.
     async fn change(
         &self,
         action: &str,
-        change: impl FnOnce(&File) -> io::Result<()> + Send + 'static,
+        change: impl FnOnce(&Pages) -> io::Result<()> + Send + 'static,
     ) -> Result<(), BlobError> {
         let unsealed = Arc::clone(&self.sealed).read_owned().await;
         if *unsealed {
             return Err(sealed());
         }
-        let file = Arc::clone(&self.file);
+        let pages = Arc::clone(&self.pages);
         let changed = blocking(move || {
-            let changed = change(&file).and_then(|()| touch(&file)).and_then(|()| file.sync_data());
+            let file = &pages.file;
+            let changed = change(&pages).and_then(|()| touch(file)).and_then(|()| file.sync_data());
             drop(unsealed);
             changed
         });
@@ -160,13 +177,8 @@ impl PageFile {
     }
 
     pub(super) async fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let file = Arc::clone(&self.file);
-        blocking(move || {
-            let mut piece = vec![0; (range.end - range.start) as usize];
-            file.read_exact_at(&mut piece, range.start)?;
-            Ok(piece.into())
-        })
-        .await
+        let pages = Arc::clone(&self.pages);
+        blocking(move || pages.read(range)).await
     }
 
     pub(super) async fn data(
@@ -174,11 +186,11 @@ impl PageFile {
         range: Range<u64>,
         max: usize,
     ) -> Result<(Vec<Range<u64>>, Option<u64>), BlobError> {
-        let file = Arc::clone(&self.file);
+        let pages = Arc::clone(&self.pages);
         let found = blocking(move || {
             let mut found = Vec::new();
             let mut at = range.start;
-            while let Some(data) = next_data(&file, at, range.end)? {
+            while let Some(data) = pages.next_data(at, range.end)? {
                 at = data.end;
                 let start = data.start;
                 if !add(&mut found, data, max) {
@@ -191,29 +203,82 @@ impl PageFile {
     }
 }
 
-/// The next data in `from .. end`, in whole pages.
-fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {
-    if from >= end {
-        return Ok(None);
+/// The pages in an open file. Everything blocks.
+#[derive(Debug)]
+pub(super) struct Pages {
+    file: File,
+    seal: PageSeal,
+}
+
+impl Pages {
+    /// Writes whole pages.
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        if !self.seal.is_encrypted() {
+            return self.file.write_all_at(bytes, PAGES_AT + at);
+        }
+        let mut pages = bytes.to_vec();
+        self.seal.encrypt(at / PAGE_BYTES, &mut pages);
+        self.file.write_all_at(&pages, PAGES_AT + at)
     }
-    let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        // A file system that knows no holes: all of it is data.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(from..end)),
-        Err(error) => return Err(error.into()),
-    };
-    if start >= end {
-        return Ok(None);
+
+    fn clear(&self, range: Range<u64>) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (start, len) = (PAGES_AT + range.start, range.end - range.start);
+        match rustix::fs::fallocate(&self.file, flags, start, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                let mut at = start;
+                while at < start + len {
+                    let part = (start + len - at).min(ZEROS.len() as u64);
+                    self.file.write_all_at(&ZEROS[..part as usize], at)?;
+                    at += part;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
-    let start = (start / PAGE_BYTES * PAGE_BYTES).max(from);
-    let hole = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
-        Ok(hole) => hole,
-        // Cleared since the first seek.
-        Err(Errno::NXIO) => end,
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Some(start..hole.next_multiple_of(PAGE_BYTES).clamp(start + PAGE_BYTES, end)))
+
+    /// Any bytes inside.
+    pub(super) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let start = match self.seal.is_encrypted() {
+            true => range.start / PAGE_BYTES * PAGE_BYTES,
+            false => range.start,
+        };
+        let end = match self.seal.is_encrypted() {
+            true => range.end.next_multiple_of(PAGE_BYTES),
+            false => range.end,
+        };
+        let mut bytes = vec![0; (end - start) as usize];
+        self.file.read_exact_at(&mut bytes, PAGES_AT + start)?;
+        self.seal.decrypt(start / PAGE_BYTES, &mut bytes);
+        Ok(Bytes::from(bytes).slice((range.start - start) as usize..(range.end - start) as usize))
+    }
+
+    /// The next data in `from .. end`, in whole pages.
+    pub(super) fn next_data(&self, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+        if from >= end {
+            return Ok(None);
+        }
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(PAGES_AT + from)) {
+            Ok(start) => start - PAGES_AT,
+            Err(Errno::NXIO) => return Ok(None),
+            // A file system that knows no holes: all of it is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(from..end)),
+            Err(error) => return Err(error.into()),
+        };
+        if start >= end {
+            return Ok(None);
+        }
+        let start = (start / PAGE_BYTES * PAGE_BYTES).max(from);
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(PAGES_AT + start)) {
+            Ok(hole) => hole - PAGES_AT,
+            // Cleared since the first seek.
+            Err(Errno::NXIO) => end,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(start..hole.next_multiple_of(PAGE_BYTES).clamp(start + PAGE_BYTES, end)))
+    }
 }
 
 /// Sets the time of the last change to now, in nanoseconds: the kernel's own stamps are a clock tick apart, and an

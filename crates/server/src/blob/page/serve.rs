@@ -1,7 +1,7 @@
 //! Page blobs over HTTP: Get Blob, Get Blob Properties, Put Page, Get Page Ranges.
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::super::about::About;
@@ -89,14 +89,16 @@ async fn put_unread(
         _ => return Err(BlobError::header("x-ms-page-write", "is neither 'update' nor 'clear'")),
     }
     let mut about = about.clone();
+    let mut encrypted = false;
     if let PageBlob::File(file) = blob {
+        encrypted = file.is_encrypted();
         let written = file.modified().await.map_err(|error| BlobError::io("look at a page blob", &error))?;
         about.modified = written.max(about.modified);
     }
     let mut response = empty(StatusCode::CREATED, Some(&about));
     let answer = response.headers_mut();
     answer.insert("x-ms-blob-sequence-number", about.sequence_number.into());
-    answer.insert("x-ms-request-server-encrypted", HeaderValue::from_static("false"));
+    answer.insert("x-ms-request-server-encrypted", body::encrypted(encrypted));
     if let Some(digest) = digest {
         body::set_md5(answer, &digest);
     }

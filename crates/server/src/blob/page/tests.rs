@@ -3,7 +3,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use content::{BlockCache, StoreLocation};
+use content::{BlockCache, Key, KeyRing, StoreLocation};
+use disk::BlockSource;
 use futures::TryStreamExt;
 use http_body_util::BodyExt;
 
@@ -14,6 +15,11 @@ const KIB: u64 = 1024;
 
 fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+}
+
+fn name(keys: Option<u8>) -> PageName {
+    let keys = keys.map(|seed| KeyRing::new(Key::from_bytes([seed; 32]), Vec::new()).unwrap().into());
+    PageName { name: b"test".to_vec(), keys }
 }
 
 async fn put(blob: &PageBlob, action: &str, range: &str, bytes: Vec<u8>) -> Result<Response, BlobError> {
@@ -32,8 +38,15 @@ async fn all(blob: &PageBlob, range: Range<u64>) -> Vec<u8> {
 
 #[tokio::test]
 async fn pages_are_written_cleared_listed_and_sealed() {
+    for key in [None, Some(1)] {
+        check_pages(key).await;
+    }
+}
+
+async fn check_pages(key: Option<u8>) {
     let folder = tempfile::tempdir().unwrap();
-    let file = PageFile::create(&folder.path().join("b"), 1024 * KIB).await.unwrap();
+    let path = folder.path().join("b");
+    let file = PageFile::create(&path, &name(key), 1024 * KIB).await.unwrap();
     let blob = PageBlob::File(file.clone());
     let first = put(&blob, "update", "bytes=0-1023", vec![7; 1024]).await.unwrap();
     assert_eq!(first.status(), 201);
@@ -78,6 +91,25 @@ async fn pages_are_written_cleared_listed_and_sealed() {
     let late = put(&blob, "update", "bytes=0-511", vec![1; 512]).await.unwrap_err();
     assert_eq!((late.status.as_u16(), late.code), (409, "BlobImmutableDueToPolicy"));
     assert_eq!(all(&blob, 0..512).await, [7; 512]);
+    assert_eq!(all(&blob, 1000..1030).await, [[7; 24].as_slice(), &[0; 6]].concat());
+
+    // As a disk, and as another process finds it.
+    let again = PageFile::open(&path, &name(key)).await.unwrap();
+    let extents: Vec<_> = again.extents().map(|extent| extent.unwrap()).collect();
+    assert!(extents.iter().all(|extent| extent.end() <= 4096 || extent.start >= 512 * KIB), "{extents:?}");
+    let mut part = [1; 2048];
+    again.read_onto(524_288 - 1024, &mut part).unwrap();
+    assert_eq!(part, [[0; 1024], [8; 1024]].concat()[..]);
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.windows(100).any(|window| window == [8; 100]), key.is_none(), "what the disk shows");
+    let other = PageName { name: b"other".to_vec(), ..name(key) };
+    for wrong in [name(Some(2)), name(if key.is_some() { None } else { Some(1) }), other] {
+        assert!(PageFile::open(&path, &wrong).await.is_err());
+    }
+    // Of the form without a header.
+    std::fs::write(&path, [7; 8192]).unwrap();
+    let error = PageFile::open(&path, &name(key)).await.unwrap_err().to_string();
+    assert!(error.contains("not in the form"), "{error}");
 }
 
 /// No number of MiB, and no number of pages; published as 21 MiB.
@@ -109,7 +141,7 @@ async fn an_image_is_a_vhd_that_azure_takes() {
     let vhd = folder.path().join("d.vhd");
     std::fs::write(&vhd, &disk).unwrap();
     assert_eq!(
-        crate::vhd::open_fixed(&vhd, "d").unwrap().logical_size(),
+        crate::vhd::open_fixed(Arc::new(disk::RawFile::open(&vhd).unwrap()), "d").unwrap().logical_size(),
         PUBLISHED,
         "as uploads are checked"
     );

@@ -86,20 +86,20 @@ async fn an_upload_is_written_by_its_newest_access() {
     let exports = &state.disk_exports;
     let disk = Uuid::new_v4();
     let (first, second) = (access(100), access(200));
-    assert!(exports.upload(disk, &first).await.unwrap().is_none(), "no file yet");
-    exports.begin_upload(disk, 1024).await.unwrap();
-    let old = exports.upload(disk, &first).await.unwrap().unwrap();
+    assert!(exports.upload(disk, &first, None).await.unwrap().is_none(), "no file yet");
+    exports.begin_upload(disk, 1024, None).await.unwrap();
+    let old = exports.upload(disk, &first, None).await.unwrap().unwrap();
     write(&old).await.unwrap();
-    let new = exports.upload(disk, &second).await.unwrap().unwrap();
+    let new = exports.upload(disk, &second, None).await.unwrap().unwrap();
     assert_eq!(write(&old).await.unwrap_err().status.as_u16(), 409, "the former access writes no more");
-    assert!(exports.upload(disk, &first).await.unwrap().is_none(), "nor comes in again");
+    assert!(exports.upload(disk, &first, None).await.unwrap().is_none(), "nor comes in again");
     write(&new).await.unwrap();
     // The upload ends: nobody comes in while it is stored; and if that failed, only who is granted anew.
-    let sealed = exports.seal_upload(disk).await.unwrap().unwrap();
+    let sealed = exports.seal_upload(disk, None).await.unwrap().unwrap();
     assert!(write(&new).await.is_err() && write(&sealed).await.is_err());
-    assert!(exports.upload(disk, &access(300)).await.unwrap().is_none());
+    assert!(exports.upload(disk, &access(300), None).await.unwrap().is_none());
     exports.close_upload(disk).await;
-    write(&exports.upload(disk, &access(300)).await.unwrap().unwrap()).await.unwrap();
+    write(&exports.upload(disk, &access(300), None).await.unwrap().unwrap()).await.unwrap();
     drop((old, new, sealed));
     exports.remove_upload(disk).await.unwrap();
     assert_eq!(open_files(exports), 0, "a file that was removed is closed");
@@ -123,18 +123,18 @@ async fn open_uploads_are_bounded() {
     let mut held = Vec::new();
     for number in 0..OPEN_UPLOADS_MAX as u128 + 10 {
         let disk = Uuid::from_u128(number);
-        exports.begin_upload(disk, 512).await.unwrap();
-        let file = exports.upload(disk, &access).await.unwrap().unwrap();
+        exports.begin_upload(disk, 512, None).await.unwrap();
+        let file = exports.upload(disk, &access, None).await.unwrap().unwrap();
         if number >= 10 {
             held.push(file);
         }
     }
     assert_eq!(open_files(exports), OPEN_UPLOADS_MAX);
     // All are being written: another has to wait, and none of them is let go.
-    let one_more = exports.upload(Uuid::from_u128(0), &access).await.unwrap_err();
+    let one_more = exports.upload(Uuid::from_u128(0), &access, None).await.unwrap_err();
     assert_eq!(one_more.kind(), io::ErrorKind::ResourceBusy);
     held.pop();
-    assert!(exports.upload(Uuid::from_u128(0), &access).await.unwrap().is_some());
+    assert!(exports.upload(Uuid::from_u128(0), &access, None).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -144,11 +144,11 @@ async fn a_file_that_cannot_be_made_is_told_with_the_remedy() {
     let exports = &state.disk_exports;
     let disk = Uuid::new_v4();
     // Beyond what any file may have.
-    let error = exports.begin_upload(disk, i64::MAX as u64 / 512 * 512).await.unwrap_err().to_string();
+    let error = exports.begin_upload(disk, i64::MAX as u64 / 512 * 512, None).await.unwrap_err().to_string();
     assert!(error.contains("request the access again"), "{error}");
     assert!(!exports.upload_path(disk).exists());
     // As a process leaves it that is killed in between.
     std::fs::write(exports.upload_path(disk), "").unwrap();
-    exports.begin_upload(disk, 1024).await.unwrap();
-    assert_eq!(std::fs::metadata(exports.upload_path(disk)).unwrap().len(), 1024);
+    exports.begin_upload(disk, 1024, None).await.unwrap();
+    assert_eq!(std::fs::metadata(exports.upload_path(disk)).unwrap().len(), PageFile::bytes_of(1024));
 }

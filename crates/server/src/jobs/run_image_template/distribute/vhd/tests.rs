@@ -115,8 +115,9 @@ async fn a_run_leaves_a_vhd_in_the_staging_account() {
     assert_eq!(vhd.bytes, (21 << 20) + 512);
     let path = vhd.uri.strip_prefix("https://localhost:1").unwrap();
     assert!(path.ends_with(&format!("/vhds/out_{RUN_ID}.vhd")), "{path}");
-    let files = local::files(&state, path).await.unwrap();
-    let bytes = std::fs::read(&files[0]).unwrap();
+    let blob = local::open(&state, path).await.unwrap();
+    let mut bytes = vec![0; blob.logical_size() as usize];
+    blob.read_onto(0, &mut bytes).unwrap();
     assert!(bytes[..21 << 20] == disk && bytes[21 << 20..].starts_with(b"conectix"));
 
     let stored: Result<_, store::StoreError> = state
