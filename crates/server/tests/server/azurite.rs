@@ -105,21 +105,30 @@ impl Azurite {
 
     /// Puts a page blob into `images`, only its pages that hold something.
     pub(crate) async fn put_pages(&self, name: &str, bytes: &[u8]) {
+        self.create_pages(name, bytes.len() as u64).await;
+        for (index, piece) in bytes.chunks(4 << 20).enumerate() {
+            if piece.iter().any(|byte| *byte != 0) {
+                self.put_page(name, index as u64 * (4 << 20), piece.to_vec()).await;
+            }
+        }
+    }
+
+    /// Puts a page blob without content into `images`.
+    pub(crate) async fn create_pages(&self, name: &str, size: u64) {
         let below = format!("images/{name}?{}", account_sas());
-        let size = bytes.len().to_string();
+        let size = size.to_string();
         let headers = [("x-ms-blob-type", "PageBlob"), ("x-ms-blob-content-length", size.as_str())];
         let made = self.put(&below, &headers, Vec::new()).await;
         assert_eq!(made.status(), 201, "{}", made.text().await.expect("text"));
-        for (index, piece) in bytes.chunks(4 << 20).enumerate() {
-            if piece.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            let start = index * (4 << 20);
-            let range = format!("bytes={start}-{}", start + piece.len() - 1);
-            let headers = [("x-ms-page-write", "update"), ("x-ms-range", range.as_str())];
-            let put = self.put(&format!("{below}&comp=page"), &headers, piece.to_vec()).await;
-            assert_eq!(put.status(), 201, "{}", put.text().await.expect("text"));
-        }
+    }
+
+    /// Writes at most 4 MiB of pages.
+    pub(crate) async fn put_page(&self, name: &str, start: u64, piece: Vec<u8>) {
+        let below = format!("images/{name}?comp=page&{}", account_sas());
+        let range = format!("bytes={start}-{}", start + piece.len() as u64 - 1);
+        let headers = [("x-ms-page-write", "update"), ("x-ms-range", range.as_str())];
+        let put = self.put(&below, &headers, piece).await;
+        assert_eq!(put.status(), 201, "{}", put.text().await.expect("text"));
     }
 
     async fn put(&self, below: &str, headers: &[(&str, &str)], body: Vec<u8>) -> reqwest::Response {
