@@ -2,6 +2,8 @@
 //! asked at every connection and redirect, without a proxy, and with bounds on size, time and redirects. Blobs of this
 //! service itself are read without the network, and need a SAS as everywhere.
 
+mod sparse;
+
 use std::io::SeekFrom;
 use std::net::IpAddr;
 use std::path::Path;
@@ -11,7 +13,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use model::image_template::Sha256;
-use reqwest::header::{CONTENT_LENGTH, HeaderMap};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use sha2::Digest;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
@@ -19,6 +21,8 @@ use vmhost::{AllowEntry, NetPolicy, Outbound, host_addresses, resolve_allowed};
 
 use crate::http::error::chain;
 use crate::{AppState, blob};
+
+pub(crate) use sparse::fetch_sparse_to_file;
 
 /// Most redirects that are followed.
 const REDIRECTS_MAX: usize = 5;
@@ -41,6 +45,18 @@ pub(crate) struct FetchLimits {
     pub(crate) bytes_max: u64,
     /// One attempt as a whole, redirects included.
     pub(crate) attempt_timeout: Duration,
+}
+
+impl FetchLimits {
+    fn check(self, bytes: u64) -> Result<(), Attempt> {
+        let Self { bytes_max, .. } = self;
+        match bytes > bytes_max {
+            false => Ok(()),
+            true => {
+                Err(Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched")))
+            }
+        }
+    }
 }
 
 /// Why something could not be fetched. Addresses are shown without their query, which may hold a secret.
@@ -122,12 +138,25 @@ async fn fetch(
     limits: FetchLimits,
     progress: impl Fn(u64, Option<u64>),
 ) -> Result<Fetched, FetchError> {
+    let progress = &progress;
+    let once = move || async move {
+        let answer = request(source, url, &HeaderMap::new()).await?;
+        store_whole(answer, path, limits, progress).await
+    };
+    attempts(url, limits, once).await
+}
+
+/// Tries again what fails for a reason that may pass.
+async fn attempts<T, F: Future<Output = Result<T, Attempt>>>(
+    url: &str,
+    limits: FetchLimits,
+    once: impl Fn() -> F,
+) -> Result<T, FetchError> {
     let shown = shown(url);
     let mut pause = RETRY_PAUSE;
     let mut attempt = 1;
     loop {
-        let tried =
-            tokio::time::timeout(limits.attempt_timeout, once(source, url, path, limits, &progress)).await;
+        let tried = tokio::time::timeout(limits.attempt_timeout, once()).await;
         let tried = tried.unwrap_or_else(|_| {
             Err(Attempt::Passing(format!("it took more than {} s", limits.attempt_timeout.as_secs())))
         });
@@ -147,21 +176,15 @@ async fn fetch(
     }
 }
 
-async fn once(
-    source: Source<'_>,
-    url: &str,
+/// Stores all of an answer.
+async fn store_whole(
+    answer: Answer,
     path: &Path,
     limits: FetchLimits,
     progress: impl Fn(u64, Option<u64>),
 ) -> Result<Fetched, Attempt> {
-    let bytes_max = limits.bytes_max;
-    let answer = request(source, url).await?;
-    let too_large =
-        || Attempt::Refused(format!("it has more than {bytes_max} bytes, the most that is fetched"));
     let total = answer.length;
-    if total.is_some_and(|total| total > bytes_max) {
-        return Err(too_large());
-    }
+    limits.check(total.unwrap_or_default())?;
     let mut file = tokio::fs::File::create(path).await?;
     let (mut hash, mut bytes) = (sha2::Sha256::new(), 0u64);
     // Zeros become holes: a fixed VHD is mostly zeros.
@@ -170,9 +193,7 @@ async fn once(
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(Attempt::Passing)?;
         bytes += chunk.len() as u64;
-        if bytes > bytes_max {
-            return Err(too_large());
-        }
+        limits.check(bytes)?;
         hash.update(&chunk);
         if chunk.iter().any(|byte| *byte != 0) {
             file.seek(SeekFrom::Start(bytes - chunk.len() as u64)).await?;
@@ -190,7 +211,7 @@ async fn once(
 }
 
 /// Sends GET, and follows redirects itself: each goes to a host that the policy must allow.
-async fn request(source: Source<'_>, url: &str) -> Result<Answer, Attempt> {
+async fn request(source: Source<'_>, url: &str, headers: &HeaderMap) -> Result<Answer, Attempt> {
     let policy = policy(source.outbound).map_err(Attempt::Refused)?;
     let own = host_addresses()?;
     let mut url = Url::parse(url).map_err(|error| Attempt::Refused(format!("it is no URL: {error}")))?;
@@ -201,7 +222,7 @@ async fn request(source: Source<'_>, url: &str) -> Result<Answer, Attempt> {
         };
         let answer = match answer {
             Some(answer) => answer,
-            None => Answer::of_other(hop(&policy, &own, &url).await?),
+            None => Answer::of_other(hop(&policy, &own, &url, headers).await?),
         };
         let status = answer.status;
         if status.is_success() {
@@ -209,7 +230,8 @@ async fn request(source: Source<'_>, url: &str) -> Result<Answer, Attempt> {
         }
         if !status.is_redirection() {
             let reason = answer.refusal(&url);
-            let passing = status.is_server_error() || status.as_u16() == 429;
+            // A file that was replaced between two parts of it is fetched anew.
+            let passing = status.is_server_error() || matches!(status.as_u16(), 412 | 429);
             return Err(if passing { Attempt::Passing(reason) } else { Attempt::Refused(reason) });
         }
         let next = answer.location.as_deref().and_then(|location| url.join(location).ok());
@@ -234,6 +256,7 @@ struct Answer {
     /// What a storage service says is wrong.
     storage_code: Option<String>,
     length: Option<u64>,
+    headers: HeaderMap,
     body: BoxStream<'static, Result<Bytes, String>>,
 }
 
@@ -242,25 +265,34 @@ impl Answer {
         let length = response.content_length();
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes_stream().map_err(|error| chain(&error.without_url()));
-        Self::new(status, &headers, length, body.boxed())
+        Self::new(status, headers, length, body.boxed())
     }
 
     fn of_own(response: axum::response::Response) -> Self {
         let (parts, body) = response.into_parts();
         let length = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let body = body.into_data_stream().map_err(|error| chain(&error));
-        Self::new(parts.status, &parts.headers, length, body.boxed())
+        Self::new(parts.status, parts.headers, length, body.boxed())
     }
 
     fn new(
         status: StatusCode,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         length: Option<u64>,
         body: BoxStream<'static, Result<Bytes, String>>,
     ) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let storage_code = text("x-ms-error-code").filter(|code| code.len() <= STORAGE_CODE_BYTES_MAX);
-        Self { status, location: text("location"), storage_code, length, body }
+        Self { status, location: text("location"), storage_code, length, headers, body }
+    }
+
+    /// Where the part of a file begins that this is, and how long the file is.
+    fn part(&self) -> Option<(u64, u64)> {
+        let text = self.headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+        let (range, total) = text.split_once('/')?;
+        let (start, _) = range.split_once('-')?;
+        let part = (start.parse().ok()?, total.parse().ok()?);
+        (self.status == StatusCode::PARTIAL_CONTENT).then_some(part)
     }
 
     /// Why nothing is fetched; for a storage service also what would help.
@@ -277,9 +309,15 @@ impl Answer {
     }
 }
 
-async fn hop(policy: &NetPolicy, own: &[IpAddr], url: &Url) -> Result<Response, Attempt> {
+async fn hop(
+    policy: &NetPolicy,
+    own: &[IpAddr],
+    url: &Url,
+    headers: &HeaderMap,
+) -> Result<Response, Attempt> {
     let client = client(policy, own, url, READ_TIMEOUT).await.map_err(Attempt::Refused)?;
-    client.get(url.clone()).send().await.map_err(|error| Attempt::Passing(chain(&error.without_url())))
+    let sent = client.get(url.clone()).headers(headers.clone()).send().await;
+    sent.map_err(|error| Attempt::Passing(chain(&error.without_url())))
 }
 
 /// A client for the host of `url` alone: connects to the addresses that the network policy allows now, uses no proxy,

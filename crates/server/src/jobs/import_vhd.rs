@@ -17,7 +17,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::context::{JobContext, JobFailure};
-use super::fetch::{FetchError, FetchLimits, fetch_to_file, shown};
+use super::fetch::{FetchError, FetchLimits, fetch_sparse_to_file, shown};
 use super::replicate_image_version::manifest_id;
 use crate::AppState;
 use crate::blob::disk_access;
@@ -143,7 +143,7 @@ async fn fetch_and_put(
     owner: &str,
 ) -> Result<DiskContent, JobFailure> {
     let progress = |bytes: u64, total: Option<u64>| context.report(json!({ "fetched": bytes, "of": total }));
-    let fetching = fetch_to_file(&context.state, url.as_str(), path, LIMITS, progress);
+    let fetching = fetch_sparse_to_file(&context.state, url.as_str(), path, LIMITS, progress);
     let fetched = tokio::select! {
         fetched = fetching => fetched,
         () = context.cancel.cancelled() => return Err(JobFailure::canceled()),

@@ -11,7 +11,7 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// Node starts in a few seconds, on a busy machine in more.
+/// Node and Python start in a few seconds, on a busy machine in more.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 const ACCOUNT: &str = "devstoreaccount1";
 /// Published by Microsoft for every emulator: no secret.
@@ -19,14 +19,14 @@ pub(crate) const KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 const VERSION: &str = "2021-12-02";
 
-/// An Azurite of this test with the container `images`, ended with it.
-pub(crate) struct Azurite {
+/// One of the servers that `tools/object-stores` installs, on a port of its own; ended with its test.
+pub(crate) struct Emulator {
     child: Child,
     pub(crate) address: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
-impl Drop for Azurite {
+impl Drop for Emulator {
     fn drop(&mut self) {
         // It may have died by itself, and then the test says so.
         drop(self.child.kill());
@@ -34,16 +34,13 @@ impl Drop for Azurite {
     }
 }
 
-impl Azurite {
-    pub(crate) async fn start() -> Azurite {
-        let started = tokio::task::spawn_blocking(Azurite::spawn).await.expect("Azurite starts");
-        let sas = account_sas();
-        let made = started.put(&format!("images?restype=container&{sas}"), &[], Vec::new()).await;
-        assert_eq!(made.status(), 201, "{}", made.text().await.expect("text"));
-        started
+impl Emulator {
+    /// The program that the tool names in this line.
+    pub(crate) async fn start(line: usize, arguments: &'static [&'static str]) -> Emulator {
+        tokio::task::spawn_blocking(move || Emulator::spawn(line, arguments)).await.expect("it starts")
     }
 
-    fn spawn() -> Azurite {
+    fn spawn(line: usize, arguments: &[&str]) -> Emulator {
         let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/object-stores");
         let output = Command::new(tool).output().expect("tools/object-stores");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -52,11 +49,9 @@ impl Azurite {
         let log = dir.path().join("log");
         let file = std::fs::File::create(&log).expect("a log");
         let both = file.try_clone().expect("a log");
-        let mut command = Command::new(paths.lines().next().expect("a path"));
-        command.args(["--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"]);
-        command.args(["--blobHost", "127.0.0.1", "--blobPort", "0"]);
-        command.current_dir(dir.path()).stdin(Stdio::null()).stdout(file).stderr(both);
-        let mut child = command.spawn().expect("Azurite starts");
+        let mut command = Command::new(paths.lines().nth(line).expect("a path"));
+        command.args(arguments).current_dir(dir.path()).stdin(Stdio::null()).stdout(file).stderr(both);
+        let mut child = command.spawn().expect("it starts");
         let started = Instant::now();
         loop {
             let lines = BufReader::new(std::fs::File::open(&log).expect("a log")).lines();
@@ -65,14 +60,40 @@ impl Azurite {
                 port.trim().parse().ok()
             });
             if let Some(port) = port {
-                return Azurite { child, address: SocketAddr::from(([127, 0, 0, 1], port)), _dir: dir };
+                return Emulator { child, address: SocketAddr::from(([127, 0, 0, 1], port)), _dir: dir };
             }
             if child.try_wait().expect("waits").is_some() || started.elapsed() > START_TIMEOUT {
                 drop(child.kill());
-                panic!("Azurite did not start: {}", std::fs::read_to_string(&log).unwrap_or_default());
+                panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap_or_default());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+/// An Azurite of this test with the container `images`.
+pub(crate) struct Azurite {
+    pub(crate) address: SocketAddr,
+    _emulator: Emulator,
+}
+
+impl Azurite {
+    pub(crate) async fn start() -> Azurite {
+        let arguments = &[
+            "--disableTelemetry",
+            "--inMemoryPersistence",
+            "--skipApiVersionCheck",
+            "--blobHost",
+            "127.0.0.1",
+            "--blobPort",
+            "0",
+        ];
+        let emulator = Emulator::start(0, arguments).await;
+        let started = Azurite { address: emulator.address, _emulator: emulator };
+        let sas = account_sas();
+        let made = started.put(&format!("images?restype=container&{sas}"), &[], Vec::new()).await;
+        assert_eq!(made.status(), 201, "{}", made.text().await.expect("text"));
+        started
     }
 
     /// The address of something in the account, without a SAS.
@@ -105,21 +126,30 @@ impl Azurite {
 
     /// Puts a page blob into `images`, only its pages that hold something.
     pub(crate) async fn put_pages(&self, name: &str, bytes: &[u8]) {
+        self.create_pages(name, bytes.len() as u64).await;
+        for (index, piece) in bytes.chunks(4 << 20).enumerate() {
+            if piece.iter().any(|byte| *byte != 0) {
+                self.put_page(name, index as u64 * (4 << 20), piece.to_vec()).await;
+            }
+        }
+    }
+
+    /// Puts a page blob without content into `images`.
+    pub(crate) async fn create_pages(&self, name: &str, size: u64) {
         let below = format!("images/{name}?{}", account_sas());
-        let size = bytes.len().to_string();
+        let size = size.to_string();
         let headers = [("x-ms-blob-type", "PageBlob"), ("x-ms-blob-content-length", size.as_str())];
         let made = self.put(&below, &headers, Vec::new()).await;
         assert_eq!(made.status(), 201, "{}", made.text().await.expect("text"));
-        for (index, piece) in bytes.chunks(4 << 20).enumerate() {
-            if piece.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            let start = index * (4 << 20);
-            let range = format!("bytes={start}-{}", start + piece.len() - 1);
-            let headers = [("x-ms-page-write", "update"), ("x-ms-range", range.as_str())];
-            let put = self.put(&format!("{below}&comp=page"), &headers, piece.to_vec()).await;
-            assert_eq!(put.status(), 201, "{}", put.text().await.expect("text"));
-        }
+    }
+
+    /// Writes at most 4 MiB of pages.
+    pub(crate) async fn put_page(&self, name: &str, start: u64, piece: Vec<u8>) {
+        let below = format!("images/{name}?comp=page&{}", account_sas());
+        let range = format!("bytes={start}-{}", start + piece.len() as u64 - 1);
+        let headers = [("x-ms-page-write", "update"), ("x-ms-range", range.as_str())];
+        let put = self.put(&below, &headers, piece).await;
+        assert_eq!(put.status(), 201, "{}", put.text().await.expect("text"));
     }
 
     async fn put(&self, below: &str, headers: &[(&str, &str)], body: Vec<u8>) -> reqwest::Response {

@@ -6,6 +6,7 @@ mod lifecycle;
 mod refusals;
 mod remote_zones;
 mod sources;
+mod transfers;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
