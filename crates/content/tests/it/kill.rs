@@ -1,22 +1,27 @@
 //! Processes that are killed in the middle of whatever changes a store: nothing that was finished is lost, nothing that was
 //! not is visible, and what they left is freed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use content::{GcOptions, ManifestId, Store, VerifyOptions, replicate};
 
-use crate::support::{BLOCK, MIB, Place, noise, put, qcow2};
+use crate::support::{BLOCK, MIB, Place, noise, put, qcow2, text};
 
 /// Processes that are started and killed.
-const KILLS: u64 = 200;
+const KILLS: u64 = 140;
 /// What they are killed in.
-const OPERATIONS: [&str; 4] = ["put", "commit", "replicate", "gc"];
+const OPERATIONS: [&str; 7] = ["put", "commit", "replicate", "gc", "repair", "share", "merge"];
 /// Rounds between two checks of everything.
-const CHECK_EVERY: u64 = 20;
+const CHECK_EVERY: u64 = 14;
+/// Puts of one `merge`, each with a small segment: sixteen become one.
+const PUTS: u64 = 17;
+/// Index segments of a put of one block are smaller than this, a merged one is larger.
+const SMALL_SEGMENT_BYTES: u64 = 2000;
 /// Tells a process of this test what it is to do.
 const CHILD: &str = "TINTYPE_KILL_TEST_CHILD";
 
@@ -33,6 +38,7 @@ async fn child() {
         async move { Store::open_or_create(&location, "test").await.expect("open") }
     };
     let (west, east) = (open("west").await, open("east").await);
+    let number = |name: &str| u64::from_str_radix(&blake3::hash(name.as_bytes()).to_hex()[..15], 16);
     let base = || image.parse::<ManifestId>().expect("image");
     println!("begun");
     let manifest = match operation {
@@ -45,6 +51,30 @@ async fn child() {
             replicate(&west, &east, &base(), owner, |_| {}).await.expect("replicate");
             base()
         }
+        "repair" => {
+            let options = VerifyOptions { replicas: vec![open("spare").await], repair: true };
+            let report = west.verify_all(&options, |_, _| {}).await.expect("repair");
+            assert_eq!(report.damaged, report.repaired, "{report:?}");
+            base()
+        }
+        "share" => {
+            west.add_ref(&base(), owner).await.expect("share");
+            for round in 0..10 {
+                let other = format!("{owner}-{round}");
+                west.add_ref(&base(), &other).await.expect("share");
+                west.remove_ref(&base(), &other).await.expect("remove");
+            }
+            base()
+        }
+        "merge" => {
+            for round in 0..PUTS {
+                let file = folder.join(format!("{owner}-{round}.raw"));
+                let number = number(&format!("{owner}-{round}")).expect("a number");
+                std::fs::write(&file, text(number)).expect("write");
+                west.put_raw(&file, owner, |_| {}).await.expect("put");
+            }
+            base()
+        }
         _ => {
             west.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
             base()
@@ -53,9 +83,10 @@ async fn child() {
     println!("done {manifest}");
 }
 
-/// What a process was told, and whether it was killed before it was done.
+/// What a process told, unless it was killed before it was done, and how long it took after it had begun.
 struct Ended {
     manifest: Option<ManifestId>,
+    time: Duration,
 }
 
 fn start(task: &str) -> (Child, BufReader<std::process::ChildStdout>) {
@@ -73,19 +104,56 @@ fn start(task: &str) -> (Child, BufReader<std::process::ChildStdout>) {
     (child, output)
 }
 
-/// Runs a task, and kills it after `delay` if it is given.
-fn run(task: &str, delay: Option<Duration>) -> Ended {
+/// When a process is killed.
+#[derive(Clone, Copy, Debug)]
+enum Kill {
+    Never,
+    After(Duration),
+    /// When a segment of at least this size has come to the first store since it began.
+    Segment(u64),
+    /// When any of the first store's segments has come or gone.
+    IndexChanges,
+}
+
+/// The first store's segments, with their sizes.
+fn segments(place: &Place) -> BTreeMap<PathBuf, u64> {
+    let files = place.objects("west/index").into_iter();
+    files
+        .filter_map(|path| Some((path.metadata().ok()?.len(), path)))
+        .map(|(len, path)| (path, len))
+        .collect()
+}
+
+/// Runs a task, and kills it.
+fn run(place: &Place, task: &str, kill: Kill) -> Ended {
+    let before: BTreeSet<_> = segments(place).into_keys().collect();
     let (mut child, mut output) = start(task);
-    if let Some(delay) = delay {
-        std::thread::sleep(delay);
+    let started = Instant::now();
+    match kill {
+        Kill::Never => {}
+        Kill::After(delay) => std::thread::sleep(delay),
+        Kill::Segment(_) | Kill::IndexChanges => loop {
+            let now = segments(place);
+            let due = match kill {
+                Kill::Segment(bytes) => now.iter().any(|(path, len)| *len >= bytes && !before.contains(path)),
+                _ => before.len() != now.len() || !now.keys().all(|path| before.contains(path)),
+            };
+            if due || child.try_wait().expect("look").is_some() {
+                break;
+            }
+        },
+    }
+    let killed = !matches!(kill, Kill::Never);
+    if killed {
         child.kill().expect("kill");
     }
     let mut text = String::new();
     while output.read_line(&mut text).expect("read") > 0 {}
-    let status = child.wait().expect("wait");
-    assert!(delay.is_some() || status.success(), "{task}: {text}");
+    let (time, status) = (started.elapsed(), child.wait().expect("wait"));
+    let panicked = status.code().is_some_and(|code| code != 0);
+    assert!(!panicked && (killed || status.success()), "{task}: {text}");
     let manifest = text.lines().find_map(|line| line.strip_prefix("done ")?.parse().ok());
-    Ended { manifest }
+    Ended { manifest, time }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,47 +176,78 @@ async fn killed_processes_lose_and_leave_nothing() {
         })
         .collect();
 
+    // Has everything that the first store ever needs, and is never written again.
+    let spare = place.store("spare").await;
+    for disk in &disks {
+        put(&spare, disk).await;
+    }
+    for overlay in &overlays {
+        spare.commit_overlay(&base, std::slice::from_ref(overlay), "test", |_| {}).await.expect("commit");
+    }
+
+    let count = OPERATIONS.len() as u64;
     let task = |operation: &str, number: u64, owner: &str| {
         let file = match operation {
-            "commit" => &overlays[(number / 4 % 4) as usize],
-            _ => &disks[1 + (number / 4 % 3) as usize],
+            "commit" => &overlays[(number / count % 4) as usize],
+            _ => &disks[1 + (number / count % 3) as usize],
         };
         format!("{operation}|{}|{}|{base}|{owner}", place.dir.path().display(), file.display())
     };
     let mut promised: BTreeMap<String, ManifestId> = [("test".to_owned(), base)].into();
     let mut usual = BTreeMap::new();
     for (number, operation) in OPERATIONS.iter().enumerate() {
-        garbage(&west, &east, &disks[3], &base, number as u64).await;
-        let started = Instant::now();
+        prepare(&place, &west, &east, &disks[3], operation, number as u64).await;
         let owner = format!("whole-{operation}");
-        let ended = run(&task(operation, number as u64, &owner), None);
-        usual.insert(*operation, started.elapsed());
-        if let ("put" | "commit", Some(manifest)) = (*operation, ended.manifest) {
+        let ended = run(&place, &task(operation, number as u64, &owner), Kill::Never);
+        usual.insert(*operation, ended.time);
+        if let ("put" | "commit" | "share", Some(manifest)) = (*operation, ended.manifest) {
             promised.insert(owner, manifest);
         }
     }
 
     let mut killed = BTreeMap::new();
+    let mut halves = 0;
     for number in 0..KILLS {
-        let operation = OPERATIONS[(number % 4) as usize];
-        garbage(&west, &east, &disks[3], &base, number).await;
+        let operation = OPERATIONS[(number % count) as usize];
+        prepare(&place, &west, &east, &disks[3], operation, number).await;
         let owner = format!("owner-{number}");
-        // Spread evenly over the usual time.
-        let delay = usual[operation] * (number / 4 * 37 % 50) as u32 / 50;
-        let ended = run(&task(operation, number, &owner), Some(delay));
+        let turn = number / count;
+        let kill = match (operation, turn % 2) {
+            ("merge", _) => Kill::Segment(SMALL_SEGMENT_BYTES),
+            ("gc", 1) => Kill::IndexChanges,
+            // Spread evenly over the usual time, or its first half: the first of a kind, which was measured, is slow.
+            _ => Kill::After(usual[operation] * (turn * 37 % 50) as u32 / (50 + 50 * (turn % 2) as u32)),
+        };
+        let ended = run(&place, &task(operation, number, &owner), kill);
         match (operation, ended.manifest) {
-            (_, None) => *killed.entry(operation).or_insert(0) += 1,
-            ("put" | "commit", Some(manifest)) => drop(promised.insert(owner, manifest)),
+            (_, None) => *killed.entry((operation, turn % 2)).or_insert(0) += 1,
+            ("put" | "commit" | "share", Some(manifest)) => drop(promised.insert(owner, manifest)),
             _ => {}
+        }
+        if operation == "merge" {
+            // The merged one is there, and small ones as well: killed before it removed them.
+            let sizes: Vec<u64> = segments(&place).into_values().collect();
+            let small = sizes.iter().filter(|len| **len < SMALL_SEGMENT_BYTES).count();
+            halves += u64::from(small > 0 && small < sizes.len());
+        }
+        if operation == "repair" {
+            // What it was killed before is done by the next one.
+            let options = VerifyOptions { replicas: vec![spare.clone()], repair: true };
+            let report = west.verify_all(&options, |_, _| {}).await.expect("repair");
+            assert_eq!(report.damaged, report.repaired, "{report:?}");
         }
         if (number + 1) % CHECK_EVERY == 0 {
             check(&west, &promised).await;
             check(&east, &BTreeMap::new()).await;
         }
     }
+    println!("{killed:?}, in the middle of a merge {halves}");
     for operation in OPERATIONS {
-        assert!(killed.get(operation).is_some_and(|count| *count >= 5), "hardly killed: {killed:?}");
+        let times: u64 = [0, 1].iter().filter_map(|turn| killed.get(&(operation, *turn))).sum();
+        assert!(times >= 2, "hardly killed: {operation}, {killed:?}");
     }
+    // Each also while the index was written anew.
+    assert!(halves > 0 && killed.contains_key(&("gc", 1)), "{killed:?} {halves}");
 
     // Nothing is left of anything.
     for store in [&west, &east] {
@@ -175,23 +274,41 @@ async fn killed_processes_lose_and_leave_nothing() {
     }
 }
 
-/// Something to replicate, and something to collect.
-async fn garbage(west: &Store, east: &Store, disk: &Path, base: &ManifestId, number: u64) {
-    match number % 4 {
-        2 => {
+/// Something to replicate, something to collect, and something to repair.
+async fn prepare(place: &Place, west: &Store, east: &Store, disk: &Path, operation: &str, number: u64) {
+    match operation {
+        "replicate" => {
             for (manifest, owners) in east.images().await.expect("images") {
                 for owner in owners {
                     east.remove_ref(&manifest, &owner).await.expect("remove");
                 }
             }
-            if number % 8 == 2 {
+            if number.is_multiple_of(2) {
                 east.gc(&GcOptions::default(), |_, _, _| {}).await.expect("collect");
             }
         }
-        3 => {
+        "gc" => {
             let garbage = west.put_raw(disk, "garbage", |_| {}).await.expect("put").manifest;
-            assert_ne!(garbage, *base);
             west.remove_ref(&garbage, "garbage").await.expect("remove");
+            // So are the many small ones.
+            for (manifest, owners) in west.images().await.expect("images") {
+                if west.manifest_info(&manifest).await.expect("image").logical_bytes == BLOCK as u64 {
+                    for owner in owners {
+                        west.remove_ref(&manifest, &owner).await.expect("remove");
+                    }
+                }
+            }
+        }
+        "repair" => {
+            let packs = place.objects("west/packs");
+            let packs: Vec<_> =
+                packs.iter().filter(|path| !path.display().to_string().contains('#')).collect();
+            let pack = packs[number as usize % packs.len()];
+            let len = pack.metadata().expect("size").len();
+            let file = std::fs::File::options().read(true).write(true).open(pack).expect("open");
+            let (mut byte, at) = ([0], 100 + number * 7919 * 4096 % (len - 100));
+            file.read_exact_at(&mut byte, at).expect("read");
+            file.write_all_at(&[byte[0] ^ 2], at).expect("write");
         }
         _ => {}
     }
