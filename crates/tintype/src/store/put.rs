@@ -45,10 +45,12 @@ pub(super) struct Arguments {
     /// Who refers to the image from now on (and owns the store, if this makes it). `store rm` takes it back.
     #[arg(long, value_name = "NAME", default_value = place::OWNER)]
     owner: String,
+    #[command(flatten)]
+    force: place::Force,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { file, region, format, packing, base, owner } = arguments;
+    let Arguments { file, region, format, packing, base, owner, force } = arguments;
     let meter = Meter::new("put");
     let report = match base {
         Some(base) => {
@@ -56,13 +58,13 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
                 format == Some(Format::Qcow2) && packing.is_none_or(|packing| packing == Packing::None),
                 "--base is for an overlay, and only qcow2 files are overlays: say --format qcow2, without --packing"
             );
-            let store = place::to_change(&region, Change::Put).await?;
+            let store = place::to_change(&region, Change::Put, force).await?;
             store.commit_overlay(&base, &[file], &owner, |progress| meter.show(progress)).await?
         }
         None => {
             // First, so that a file which cannot be read leaves no new store behind.
             let source = tokio::task::spawn_blocking(move || format::open(&file, format, packing)).await??;
-            let store = place::to_change_or_create(&region, &owner, Change::Put).await?;
+            let store = place::to_change_or_create(&region, &owner, Change::Put, force).await?;
             store.put_source(source, &owner, |progress| meter.show(progress)).await?
         }
     };
