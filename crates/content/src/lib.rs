@@ -32,6 +32,7 @@ mod read;
 mod refs;
 mod scrub;
 mod seal;
+mod served;
 mod store;
 mod write;
 
@@ -46,6 +47,7 @@ pub use read::{BlockCache, BlockStatus, DamagedBlock, Image, ImageSource, Verify
 pub use refs::StoredReference;
 pub use scrub::{Affected, Damage, Need, StoreVerifyReport, VerifyOptions};
 pub use seal::{Key, KeyId, KeyRing, PAGE_FILE_HEADER_BYTES, PageSeal};
+pub use served::Served;
 pub use store::{MAX_OWNER_BYTES, ManifestInfo, Store, StoreStats};
 pub use write::{Bandwidth, Progress, PutReport, ReplicateReport, replicate, replicate_paced};
 

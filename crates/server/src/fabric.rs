@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, Notify, OnceCell};
 use uuid::Uuid;
 use vmhost::{Accelerator, MachineError, Outbound};
 
-use self::zone::{Common, Zone};
+use self::zone::{Common, RunningServer, Zone};
 use crate::http::error::chain;
 use crate::{Config, RegionConfig};
 
@@ -106,9 +106,15 @@ pub struct BlobFolder {
 }
 
 impl Zones {
-    fn new(region: &RegionConfig, index_dir: &std::path::Path, seen_dir: &std::path::Path) -> Self {
+    fn new(
+        region: &RegionConfig,
+        server: &RunningServer,
+        index_dir: &std::path::Path,
+        seen_dir: &std::path::Path,
+    ) -> Self {
         let common = Common {
             region: &region.name,
+            server,
             count: region.zones.len(),
             index_dir,
             key_file: region.key_file.as_deref(),
@@ -139,9 +145,11 @@ impl Fabric {
         let seen_dir = data_dir.join("zones");
         crate::secret_file::create_folder(&seen_dir)
             .map_err(|source| FabricError::Folder { path: seen_dir.clone(), source })?;
-        let regions = config.regions.iter();
-        let regions =
-            regions.map(|region| (region.name.clone(), Zones::new(region, &index_dir, &seen_dir))).collect();
+        let port = config.listen.port();
+        let url = (port != 0).then(|| format!("https://{}:{port}", config.public_host));
+        let server = RunningServer { id: Uuid::new_v4(), url };
+        let zones = |region: &RegionConfig| Zones::new(region, &server, &index_dir, &seen_dir);
+        let regions = config.regions.iter().map(|region| (region.name.clone(), zones(region))).collect();
         let bandwidth = config.limits.replication_mbps;
         let fabric = Self {
             program: config.program.clone(),

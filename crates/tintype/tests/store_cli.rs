@@ -340,6 +340,36 @@ fn an_export_is_what_qemu_reads() {
 }
 
 #[test]
+fn the_word_of_a_server_holds_for_five_minutes() {
+    let place = Place::new();
+    let disk = place.disk("disk.raw", 1);
+    let manifest = place.put(&disk, "west");
+    let say = |ago: u64| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let id = "0e8e9b5a-6c9f-4d0e-9f5e-3b8f5f0c7a11";
+        let said = serde_json::json!({"id": id, "region": "westeurope", "url": "https://h:1", "renewed_unix_s": now - ago});
+        std::fs::write(place.path("west/server"), said.to_string()).unwrap();
+    };
+    say(30);
+    let server = "a server at https://h:1 said 3";
+    let rm = ["rm", &manifest, "--region", "west"];
+    place.refused(1, &["put", &disk, "--region", "west"], &[server, "image version", "--force"]);
+    place.refused(1, &rm, &[server, "DELETE"]);
+    place.refused(1, &["verify", "--region", "west", "--repair"], &[server, "stores/westeurope/verify"]);
+    place.refused(1, &["gc", "--region", "west"], &[server, "stores/westeurope/gc"]);
+    place.put(&disk, "east");
+    let replicate = ["replicate", &manifest, "--from", "east", "--to", "west"];
+    place.refused(1, &replicate, &[server, "targetRegions"]);
+    place.json(&["verify", "--region", "west"]);
+    place.json(&["gc", "--dry-run", "--region", "west"]);
+    place.json(&["gc", "--region", "west", "--force"]);
+    say(400);
+    place.put(&disk, "west");
+    std::fs::write(place.path("west/server"), "not understood").unwrap();
+    place.json(&rm);
+}
+
+#[test]
 fn a_store_that_a_server_uses_is_left_to_it() {
     let place = Place::new();
     let disk = place.disk("disk.raw", 1);

@@ -12,8 +12,10 @@ use content::{GcOptions, ManifestId, Store, VerifyOptions, replicate};
 
 use crate::support::{BLOCK, MIB, Place, noise, put, qcow2, text};
 
-/// Processes that are started and killed.
-const KILLS: u64 = 140;
+/// Processes that are killed before they end by themselves.
+const KILLS: u64 = 200;
+/// Processes that are started for that at most.
+const MAX_STARTS: u64 = 700;
 /// What they are killed in.
 const OPERATIONS: [&str; 7] = ["put", "commit", "replicate", "gc", "repair", "share", "merge"];
 /// Rounds between two checks of everything.
@@ -207,7 +209,9 @@ async fn killed_processes_lose_and_leave_nothing() {
 
     let mut killed = BTreeMap::new();
     let mut halves = 0;
-    for number in 0..KILLS {
+    let mut number = 0;
+    while killed.values().sum::<u64>() < KILLS {
+        assert!(number < MAX_STARTS, "they end too soon: {killed:?}");
         let operation = OPERATIONS[(number % count) as usize];
         prepare(&place, &west, &east, &disks[3], operation, number).await;
         let owner = format!("owner-{number}");
@@ -240,6 +244,7 @@ async fn killed_processes_lose_and_leave_nothing() {
             check(&west, &promised).await;
             check(&east, &BTreeMap::new()).await;
         }
+        number += 1;
     }
     println!("{killed:?}, in the middle of a merge {halves}");
     for operation in OPERATIONS {

@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(objects, ["new", "old", "b"]);
         let large = BlobPart { bytes: MAX_BLOCK_BYTES, ..part("a", "a") };
         let times = |times: usize| parse(&format!("<Latest>{a}</Latest>").repeat(times)).unwrap();
-        assert_eq!(times(8_000).choose(&[], &[large.clone()]).unwrap().len(), 8_000);
+        assert_eq!(times(8_000).choose(&[], std::slice::from_ref(&large)).unwrap().len(), 8_000);
         let error = times(MAX_BLOCKS).choose(&[], &[large]).unwrap_err();
         assert!(
             error.code == "InvalidBlockList" && error.message.contains("209715200000000 bytes"),

@@ -10,6 +10,7 @@ use content::{KeyRing, StoreLocation, StoreOptions};
 use model::Region;
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::FabricError;
 use crate::store_lock::ServerLock;
@@ -25,9 +26,13 @@ const ONLY_OPEN_MAX: Duration = Duration::from_secs(600);
 /// After it took too long, a zone is not looked at for this time.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// Between two marks in a remote store.
+const MARK_PAUSE: Duration = Duration::from_secs(60);
+
 /// A zone.
 pub(super) struct Zone {
     region: Region,
+    server: RunningServer,
     /// As messages name it.
     name: String,
     location: StoreLocation,
@@ -47,15 +52,40 @@ struct State {
     pause: Option<Instant>,
 }
 
-/// An open store, and the mark that keeps the command line from changing it meanwhile (remote stores have none).
+/// An open store, and the mark that keeps the command line from changing it meanwhile.
 struct OpenStore {
     store: content::Store,
+    /// Of a folder.
     _lock: Option<ServerLock>,
+    /// Of any other store: says it again and again.
+    _word: Option<AbortOnDropHandle<()>>,
+}
+
+/// Says in a remote store that this server uses it, until it is dropped.
+fn keep_marked(store: content::Store, server: RunningServer, region: Region) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let marked = store.mark_served(server.id, region.as_str(), server.url.as_deref()).await;
+            if let Err(error) = marked {
+                // Only people would have been warned by it.
+                tracing::debug!(%error, store = %store.location(), "cannot mark a store as used");
+            }
+            tokio::time::sleep(MARK_PAUSE).await;
+        }
+    }))
+}
+
+/// This server, as the marks of its stores name it.
+#[derive(Debug, Clone)]
+pub(super) struct RunningServer {
+    pub(super) id: Uuid,
+    pub(super) url: Option<String>,
 }
 
 /// What a region's zones have in common.
 pub(super) struct Common<'a> {
     pub(super) region: &'a Region,
+    pub(super) server: &'a RunningServer,
     pub(super) count: usize,
     pub(super) index_dir: &'a Path,
     pub(super) key_file: Option<&'a Path>,
@@ -64,13 +94,14 @@ pub(super) struct Common<'a> {
 
 impl Zone {
     pub(super) fn new(common: &Common<'_>, index: usize, location: &StoreLocation) -> Self {
-        let Common { region, count, index_dir, key_file, seen_dir } = *common;
+        let Common { region, server, count, index_dir, key_file, seen_dir } = *common;
         let name = match count {
             1 => format!("the store of region '{region}'"),
             _ => format!("zone {} of region '{region}' ({location})", index + 1),
         };
         Self {
             region: region.clone(),
+            server: server.clone(),
             name,
             location: location.clone(),
             options: StoreOptions { index_dir: Some(index_dir.to_owned()), ..StoreOptions::default() },
@@ -131,7 +162,7 @@ impl Zone {
         let keys = keys.map_err(|source| self.fail(source))?;
         let options = StoreOptions { keys, ..self.options.clone() };
         let (location, region, name) = (self.location.clone(), self.region.clone(), self.name.clone());
-        let seen = self.seen.clone();
+        let (seen, server) = (self.seen.clone(), self.server.clone());
         Ok(AbortOnDropHandle::new(tokio::spawn(async move {
             let store = content::Store::open_or_create_with(&location, STORE_OWNER, &options).await;
             let store = store.map_err(|source| FabricError::Store {
@@ -144,9 +175,10 @@ impl Zone {
                     .map_err(|source| FabricError::Folder { path: folder.to_owned(), source })
             };
             let lock = location.as_folder().map(mark).transpose()?;
+            let word = lock.is_none().then(|| keep_marked(store.clone(), server, region.clone()));
             std::fs::write(&seen, location.to_string())
                 .map_err(|source| FabricError::Folder { path: seen, source })?;
-            Ok(OpenStore { store, _lock: lock })
+            Ok(OpenStore { store, _lock: lock, _word: word })
         })))
     }
 
@@ -173,4 +205,34 @@ impl Zone {
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_says_which_server_uses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = StoreLocation::Folder(folder.path().to_owned());
+        let store = content::Store::open_or_create(&location, STORE_OWNER).await.unwrap();
+        assert_eq!(store.served().await.unwrap(), None);
+        let server = RunningServer { id: Uuid::new_v4(), url: Some("https://h:1".to_owned()) };
+        let mark = keep_marked(store.clone(), server.clone(), Region::parse("eastus").unwrap());
+        let served = async {
+            loop {
+                if let Some(served) = store.served().await.unwrap() {
+                    return served;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let served = tokio::time::timeout(Duration::from_secs(10), served).await.unwrap();
+        assert_eq!(
+            (served.id, served.url.as_deref(), served.region.as_str()),
+            (server.id, Some("https://h:1"), "eastus")
+        );
+        assert!(served.age_s() < 60);
+        drop(mark);
+    }
 }

@@ -28,13 +28,15 @@ pub(super) struct Arguments {
     /// A writer that was silent for so long is taken for dead; if it is not, it begins anew.
     #[arg(long, value_name = "SECONDS", default_value_t = GcOptions::default().writer_timeout.as_secs())]
     writer_timeout: u64,
+    #[command(flatten)]
+    force: place::Force,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { region, dry_run, writer_timeout } = arguments;
+    let Arguments { region, dry_run, writer_timeout, force } = arguments;
     let store = match dry_run {
         true => place::to_plan(&region).await?,
-        false => place::to_change(&region, Change::CollectGarbage).await?,
+        false => place::to_change(&region, Change::CollectGarbage, force).await?,
     };
     let options = GcOptions { dry_run, writer_timeout: Duration::from_secs(writer_timeout) };
     let meter = Meter::counting();

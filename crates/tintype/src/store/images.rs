@@ -72,11 +72,13 @@ pub(super) struct Rm {
     /// Whose reference.
     #[arg(long, value_name = "NAME", default_value = place::OWNER)]
     owner: String,
+    #[command(flatten)]
+    force: place::Force,
 }
 
 pub(super) async fn rm(arguments: Rm, output: Output) -> anyhow::Result<Ending> {
-    let Rm { manifest, region, owner } = arguments;
-    let store = place::to_change(&region, Change::Remove).await?;
+    let Rm { manifest, region, owner, force } = arguments;
+    let store = place::to_change(&region, Change::Remove, force).await?;
     let mut owners = store.refs(&manifest).await?;
     let Some(place) = owners.iter().position(|known| *known == owner) else {
         if owners.is_empty() {

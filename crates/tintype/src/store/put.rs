@@ -52,10 +52,12 @@ pub(super) struct Arguments {
     /// Who refers to the image from now on (and owns the store, if this makes it). `store rm` takes it back.
     #[arg(long, value_name = "NAME", default_value = place::OWNER)]
     owner: String,
+    #[command(flatten)]
+    force: place::Force,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { file, region, format, packing, base, backing, owner } = arguments;
+    let Arguments { file, region, format, packing, base, backing, owner, force } = arguments;
     let meter = Meter::new("put");
     let is_overlay = |option: &str, format| {
         ensure!(
@@ -68,7 +70,7 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
         Some(base) => {
             is_overlay("--base", format)?;
             let changes = tokio::task::spawn_blocking(move || format::open_overlay(&file)).await??;
-            let store = place::to_change(&region, Change::Put).await?;
+            let store = place::to_change(&region, Change::Put, force).await?;
             store.commit_source(&base, changes, &owner, |progress| meter.show(progress)).await?
         }
         None => {
@@ -80,7 +82,7 @@ pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<
                     tokio::task::spawn_blocking(move || format::open_chain(&file, &backing)).await??
                 }
             };
-            let store = place::to_change_or_create(&region, &owner, Change::Put).await?;
+            let store = place::to_change_or_create(&region, &owner, Change::Put, force).await?;
             store.put_source(source, &owner, |progress| meter.show(progress)).await?
         }
     };

@@ -29,14 +29,16 @@ pub(super) struct Arguments {
     /// Who refers to the image there (and owns the store, if this makes it). `store rm` takes it back.
     #[arg(long, value_name = "NAME", default_value = place::OWNER)]
     owner: String,
+    #[command(flatten)]
+    force: place::Force,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { manifest, from, to, owner } = arguments;
+    let Arguments { manifest, from, to, owner, force } = arguments;
     let source = place::to_read(&from).await?;
     // First, so that an image which is not there leaves no new store behind.
     source.manifest_info(&manifest).await?;
-    let target = place::to_change_or_create(&to, &owner, Change::Replicate).await?;
+    let target = place::to_change_or_create(&to, &owner, Change::Replicate, force).await?;
     let meter = Meter::new("replicate");
     let report =
         content::replicate(&source, &target, &manifest, &owner, |progress| meter.show(progress)).await?;

@@ -27,12 +27,14 @@ pub(super) struct Arguments {
     /// Take what is damaged from the replicas, and remove the damaged copies.
     #[arg(long)]
     repair: bool,
+    #[command(flatten)]
+    force: place::Force,
 }
 
 pub(super) async fn run(arguments: Arguments, output: Output) -> anyhow::Result<Ending> {
-    let Arguments { region, replica, repair } = arguments;
+    let Arguments { region, replica, repair, force } = arguments;
     let store = match repair {
-        true => place::to_change(&region, Change::Repair).await?,
+        true => place::to_change(&region, Change::Repair, force).await?,
         false => place::to_read(&region).await?,
     };
     let mut replicas = Vec::with_capacity(replica.len());
