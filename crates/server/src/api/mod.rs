@@ -7,6 +7,7 @@ pub(crate) mod galleries;
 pub(crate) mod image_definitions;
 pub(crate) mod image_templates;
 pub(crate) mod image_versions;
+pub(crate) mod images;
 mod locations;
 pub(crate) mod platform_images;
 pub mod providers;
@@ -41,6 +42,7 @@ pub(crate) fn routes(routes: Routes) -> Routes {
     let routes = image_versions::routes(routes);
     let routes = disks::routes(routes);
     let routes = snapshots::routes(routes);
+    let routes = images::routes(routes);
     let routes = image_templates::routes(routes);
     let routes = run_outputs::routes(routes);
     let routes = runs::routes(routes);
@@ -88,6 +90,7 @@ pub(crate) async fn begin_delete(
         image_templates::TYPE => image_templates::begin_delete(tx, &document.id).await,
         image_versions::TYPE => image_versions::begin_delete(tx, &document.key).await,
         disks::TYPE | snapshots::TYPE => disks::begin_delete(tx, &document.key).await,
+        images::TYPE => images::begin_delete(tx, &document.key).await,
         storage_accounts::TYPE => {
             storage_accounts::begin_delete(tx, document).await?;
             Ok(Begun::Deleted)

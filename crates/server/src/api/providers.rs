@@ -28,6 +28,7 @@ const PROVIDERS: &[Provider] = &[
             "virtualMachines",
             "disks",
             "snapshots",
+            "images",
             "locations/operations",
             "locations/capsOperations",
             "locations/DiskOperations",

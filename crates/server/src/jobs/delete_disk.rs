@@ -54,7 +54,11 @@ pub(super) async fn run(context: JobContext) -> Result<(), JobFailure> {
     Ok(())
 }
 
-async fn wait_for_others(context: &JobContext, id: &str) -> Result<(), JobFailure> {
+/// Waits until no other job works on the resource.
+///
+/// # Errors
+/// When it takes longer: the job then comes again.
+pub(super) async fn wait_for_others(context: &JobContext, id: &str) -> Result<(), JobFailure> {
     let until = tokio::time::Instant::now() + OTHERS_END;
     loop {
         let jobs = context.state.store.read(|tx| Box::pin(async { tx.unfinished_jobs(id).await })).await?;
@@ -62,7 +66,7 @@ async fn wait_for_others(context: &JobContext, id: &str) -> Result<(), JobFailur
             return Ok(());
         }
         if tokio::time::Instant::now() >= until || context.stopping.is_cancelled() {
-            let message = "What works on the disk is still being stopped.";
+            let message = "What works on the resource is still being stopped.";
             return Err(JobFailure::transient("InternalServerError", message));
         }
         tokio::time::sleep(PAUSE).await;

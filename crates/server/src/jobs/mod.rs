@@ -6,10 +6,12 @@ pub mod context;
 pub(crate) mod create_disk;
 pub(crate) mod create_image_template;
 pub(crate) mod create_image_version;
+pub(crate) mod create_managed_image;
 pub(crate) mod create_virtual_machine;
 pub(crate) mod delete_disk;
 pub(crate) mod delete_image_template;
 pub(crate) mod delete_image_version;
+pub(crate) mod delete_managed_image;
 pub(crate) mod delete_resource_group;
 pub(crate) mod delete_virtual_machine;
 pub mod engine;
@@ -62,6 +64,10 @@ pub enum JobKind {
     CommitDiskUpload,
     /// Lets go of a disk's bytes, then deletes it.
     DeleteDisk,
+    /// Brings a managed image its bytes.
+    CreateManagedImage,
+    /// Lets go of a managed image's bytes, then deletes it.
+    DeleteManagedImage,
 }
 
 /// What becomes of a job whose worker died.
@@ -95,7 +101,7 @@ impl Lane {
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [JobKind; 14] = [
+    pub const ALL: [JobKind; 16] = [
         JobKind::DeleteResourceGroup,
         JobKind::CreateImageVersion,
         JobKind::ReplicateImageVersion,
@@ -110,6 +116,8 @@ impl JobKind {
         JobKind::CreateDisk,
         JobKind::CommitDiskUpload,
         JobKind::DeleteDisk,
+        JobKind::CreateManagedImage,
+        JobKind::DeleteManagedImage,
     ];
 
     /// As the database names it.
@@ -130,6 +138,8 @@ impl JobKind {
             JobKind::CreateDisk => "createDisk",
             JobKind::CommitDiskUpload => "commitDiskUpload",
             JobKind::DeleteDisk => "deleteDisk",
+            JobKind::CreateManagedImage => "createManagedImage",
+            JobKind::DeleteManagedImage => "deleteManagedImage",
         }
     }
 
@@ -169,7 +179,9 @@ impl JobKind {
             | JobKind::MakePlatformImage
             | JobKind::LookAfterStore
             | JobKind::CommitDiskUpload
-            | JobKind::DeleteDisk => Lane::Working,
+            | JobKind::DeleteDisk
+            | JobKind::CreateManagedImage
+            | JobKind::DeleteManagedImage => Lane::Working,
         }
     }
 
@@ -191,6 +203,8 @@ impl JobKind {
             JobKind::CreateDisk => 5,
             JobKind::CommitDiskUpload => 5,
             JobKind::DeleteDisk => 20,
+            JobKind::CreateManagedImage => 5,
+            JobKind::DeleteManagedImage => 20,
         }
     }
 }
@@ -240,6 +254,8 @@ async fn run(kind: JobKind, context: JobContext) -> Result<(), JobFailure> {
         JobKind::CreateDisk => create_disk::run(context).await,
         JobKind::CommitDiskUpload => commit_disk_upload::run(context).await,
         JobKind::DeleteDisk => delete_disk::run(context).await,
+        JobKind::CreateManagedImage => create_managed_image::run(context).await,
+        JobKind::DeleteManagedImage => delete_managed_image::run(context).await,
     }
 }
 
@@ -261,6 +277,8 @@ async fn failed(tx: &mut Tx<'_>, kind: JobKind, job: &Job, failure: &JobFailure)
         JobKind::CreateDisk => create_disk::failed(tx, job, failure).await,
         JobKind::CommitDiskUpload => commit_disk_upload::failed(tx, job, failure).await,
         JobKind::DeleteDisk => delete_disk::failed(tx, job, failure).await,
+        JobKind::CreateManagedImage => create_managed_image::failed(tx, job, failure).await,
+        JobKind::DeleteManagedImage => delete_managed_image::failed(tx, job, failure).await,
     }
 }
 

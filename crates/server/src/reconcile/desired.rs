@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use content::ManifestId;
-use model::Region;
 use model::image_version::{ImageVersion, RegionReplication, VersionContent, VersionState};
 use model::managed_disk::{DiskSku, ManagedDisk};
+use model::managed_image::ManagedImage;
 use model::placement::CopyPlan;
 use model::virtual_machine::VirtualMachine;
+use model::{ManifestRef, Region};
 use serde::de::DeserializeOwned;
 use store::{Document, Filter, StoreError};
 use uuid::Uuid;
@@ -15,10 +16,12 @@ use uuid::Uuid;
 use crate::AppState;
 use crate::api::disks::TYPE as DISKS;
 use crate::api::image_versions::{TYPE as VERSIONS, copy_plan};
+use crate::api::images::TYPE as IMAGES;
 use crate::api::snapshots::TYPE as SNAPSHOTS;
 use crate::api::virtual_machines::TYPE as VIRTUAL_MACHINES;
 use crate::http::error::chain;
 use crate::jobs::create_disk::disk_reference;
+use crate::jobs::create_managed_image::managed_image_reference;
 use crate::jobs::create_virtual_machine::image_reference;
 use crate::jobs::make_platform_image::{operation_resource, read_record, run_id};
 use crate::jobs::replicate_image_version::{manifest_id, version_reference};
@@ -38,7 +41,7 @@ pub(super) struct Desired {
     pub(super) wants: Vec<Want>,
     /// By owner: where each may have references.
     owners: BTreeMap<String, Allowed>,
-    /// Images of versions that somebody is at work on: a run may hold them still.
+    /// Images of versions and managed images that somebody is at work on: a run may hold them still.
     in_flight: BTreeSet<ManifestId>,
 }
 
@@ -74,6 +77,9 @@ impl Desired {
             for document in all::<ManagedDisk>(state, ty).await? {
                 desired.add_disk(state, &document);
             }
+        }
+        for document in all::<ManagedImage>(state, IMAGES).await? {
+            desired.add_image(state, &document);
         }
         for image in state.fabric.catalog().images() {
             let digest = image.recipe_digest();
@@ -173,6 +179,28 @@ impl Desired {
         }
     }
 
+    fn add_image(&mut self, state: &AppState, document: &Document<ManagedImage>) {
+        let image = &document.data;
+        let owner = managed_image_reference(image.unique_id);
+        let known = |manifest: &ManifestRef| manifest_id(manifest).ok();
+        if document.state.is_busy() {
+            self.in_flight.extend(image.manifests().into_iter().filter_map(known));
+            self.owners.insert(owner, Allowed::Anything);
+            return;
+        }
+        let region = &image.spec.location;
+        let named = image.manifests().into_iter().chain(&image.retired).filter_map(known);
+        let allowed = named.map(|manifest| (region.clone(), manifest)).collect();
+        self.owners.insert(owner.clone(), Allowed::Only(allowed));
+        let (Some(content), Ok(offers)) = (image.content(), state.fabric.offers(region)) else { return };
+        let data = content.data_disks.iter().map(|(lun, disk)| (Some(*lun), disk));
+        for (lun, disk) in std::iter::once((None, &content.os_disk)).chain(data) {
+            let Some(manifest) = known(&disk.manifest) else { continue };
+            let plan = CopyPlan::of_disk(offers, &owner, image.sku_of(lun));
+            self.want(region.clone(), manifest, owner.clone(), plan, None);
+        }
+    }
+
     /// What is to be said of a reference.
     ///
     /// # Errors
@@ -185,7 +213,7 @@ impl Desired {
         owner: &str,
     ) -> Result<Verdict, StoreError> {
         let kept = |kept: bool| if kept { Verdict::Kept } else { Verdict::Stray };
-        if is_version(owner) || is_vm(owner) || is_disk(owner) {
+        if is_version(owner) || is_vm(owner) || is_disk(owner) || is_image(owner) {
             return Ok(match self.owners.get(owner) {
                 None => Verdict::Stray,
                 Some(Allowed::Anything) => Verdict::Kept,
@@ -223,6 +251,10 @@ fn is_vm(owner: &str) -> bool {
 
 fn is_disk(owner: &str) -> bool {
     owner.strip_prefix("disk-").is_some_and(|id| id.len() == 32 && is_hex(id))
+}
+
+fn is_image(owner: &str) -> bool {
+    owner.strip_prefix("image-").is_some_and(|id| id.len() == 32 && is_hex(id))
 }
 
 fn digest_of(owner: &str) -> Option<&str> {
@@ -277,6 +309,7 @@ mod tests {
         assert!(is_version(&hash) && !is_version("version-of-mine") && !is_version("cli"));
         assert!(is_vm(&format!("vm-{id}")) && !is_vm("vm-1"));
         assert!(is_disk(&disk_reference(Uuid::nil())) && !is_disk("disk-of-mine"));
+        assert!(is_image(&managed_image_reference(Uuid::nil())) && !is_image("image-of-mine"));
         assert_eq!(run_of(&format!("run-{id}")), Some(id));
         assert_eq!(run_of("run-away"), None);
         assert_eq!((digest_of("platform-00ff"), digest_of("platform-x")), (Some("00ff"), None));

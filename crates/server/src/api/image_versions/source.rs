@@ -1,4 +1,4 @@
-//! Where a version's bytes come from when a client makes it: another version, disks and snapshots, VHDs.
+//! Where a version's bytes come from when a client makes it: another version, a managed image, disks and snapshots, VHDs.
 
 use arm::resource_type::{DISKS, GALLERY_IMAGE_VERSIONS, IMAGES, SNAPSHOTS, VIRTUAL_MACHINES};
 use arm::{ArmError, ResourceId};
@@ -8,9 +8,11 @@ use model::image_version::{
     DataDiskImage, DiskImage, ImageVersion, ImageVersionSpec, ReplicationMode, VersionContent, VersionSource,
 };
 use model::managed_disk::ManagedDisk;
+use model::managed_image::ManagedImage;
 use store::{Document, Tx};
 
 use crate::AppState;
+use crate::api::images;
 use crate::http::error::ApiError;
 use crate::jobs::import_vhd;
 
@@ -63,7 +65,10 @@ pub(crate) async fn source_disks(
     };
     let source_id = ResourceId::parse(id)?;
     let source_type = source_id.resource_type();
-    if source_type == IMAGES || source_type == VIRTUAL_MACHINES {
+    if source_type == IMAGES {
+        return managed_image(tx, document, id).await;
+    }
+    if source_type == VIRTUAL_MACHINES {
         return Err(match tx.exists(id).await? {
             true => refuse(format!(
                 "The source id: {id} cannot be captured by this service yet. Build the image with an image template, or use \
@@ -90,6 +95,33 @@ pub(crate) async fn source_disks(
     };
     definition.spec.check_source(id, &traits)?;
     Ok(SourceDisks::from(content))
+}
+
+/// All disks of a managed image in the version's home region.
+async fn managed_image(
+    tx: &mut Tx<'_>,
+    document: &Document<ImageVersion>,
+    id: &str,
+) -> Result<SourceDisks, ApiError> {
+    let spec = &document.data.spec;
+    let found = tx.get::<ManagedImage>(id).await?;
+    if found.is_none_or(|found| found.data.spec.location != spec.location) {
+        return Err(not_found(id));
+    }
+    let found = images::usable(tx, id, &spec.location, SOURCE_ID).await?;
+    let os_disk = &found.storage.os_disk;
+    let traits = SourceTraits {
+        os_type: os_disk.os_type,
+        os_state: os_disk.os_state,
+        hyper_v_generation: found.image.hyper_v_generation(),
+        architecture: found.image.architecture(),
+    };
+    definition_of(tx, document).await?.spec.check_source(id, &traits)?;
+    check_size(spec, &found.content.os_disk)?;
+    for disk in found.content.data_disks.values() {
+        check_size(spec, disk)?;
+    }
+    Ok(SourceDisks::from(found.content))
 }
 
 async fn definition_of(

@@ -1,5 +1,7 @@
 //! What a VM's disk is made from, as its region sees it.
 
+use arm::ResourceId;
+use arm::resource_type::IMAGES;
 use content::ManifestId;
 use model::Violation;
 use model::content::{DiskContent, GIB};
@@ -10,6 +12,7 @@ use vmhost::identity;
 
 use crate::AppState;
 use crate::api::image_versions::resolve_gallery_image;
+use crate::api::images::{self, UsableImage};
 use crate::http::error::ApiError;
 use crate::jobs::context::JobFailure;
 use crate::jobs::make_platform_image::{check_available, ensure_platform_image};
@@ -48,17 +51,29 @@ pub(crate) async fn check(tx: &mut Tx<'_>, state: &AppState, spec: &VmSpec) -> R
             let message = format!("The gallery image {id} is not available in {} region.", spec.location);
             Err(not_found("GalleryImageNotFound", message))
         }
-        Some(ImageReference::Resource(id)) => Err(not_implemented(
-            "imageReference.id",
-            &format!(
-                "Creating a virtual machine from '{id}' is not implemented: use an image version of a gallery, or a platform image"
-            ),
-        )),
+        Some(ImageReference::Resource(id)) => {
+            let found = managed_image(tx, id.as_str(), spec).await?;
+            spec.check_for_image(found.storage.os_disk.os_state)?;
+            check_supported(found.storage.os_disk.os_type, !found.content.data_disks.is_empty())?;
+            check_disk_size(spec, found.content.os_disk.size_gib())
+        }
         None => Err(not_implemented(
             "osDisk.createOption",
             "Creating a virtual machine from an existing disk is not implemented: use createOption FromImage with an imageReference",
         )),
     }
+}
+
+/// A managed image in the VM's region.
+async fn managed_image(tx: &mut Tx<'_>, id: &str, spec: &VmSpec) -> Result<UsableImage, ApiError> {
+    if ResourceId::parse(id)?.resource_type() != IMAGES {
+        let message = format!(
+            "Creating a virtual machine from '{id}' is not possible: use a managed image, an image version of a gallery, or a platform \
+             image."
+        );
+        return Err(arm::ArmError::invalid_parameter("imageReference.id", message).into());
+    }
+    images::usable(tx, id, &spec.location, "imageReference").await
 }
 
 fn not_found(code: &str, message: String) -> ApiError {
@@ -145,6 +160,20 @@ pub(super) async fn resolve(state: &AppState, spec: &VmSpec) -> Result<Source, J
             let generation = found.definition.spec.hyper_v_generation;
             let source = source(manifest, disk.size_bytes, generation, Some(exact), reference)?;
             Source { read_ahead: found.premium, ..source }
+        }
+        Some(ImageReference::Resource(id)) => {
+            let found = state
+                .store
+                .read(|tx| Box::pin(async { managed_image(tx, id.as_str(), spec).await }))
+                .await
+                .map_err(refused)?;
+            check_supported(found.storage.os_disk.os_type, !found.content.data_disks.is_empty())
+                .map_err(refused)?;
+            let disk = &found.content.os_disk;
+            let manifest = disk.manifest.as_str().parse().map_err(unreadable)?;
+            let reference =
+                identity::ImageReference { id: found.id.clone(), ..identity::ImageReference::default() };
+            source(manifest, disk.size_bytes, found.image.hyper_v_generation(), None, reference)?
         }
         _ => {
             let violation =
