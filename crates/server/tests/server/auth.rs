@@ -193,6 +193,24 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/locations/{location}/vmsizes"),
     ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/virtualmachines"),
     ("GET", "/subscriptions/{subscription}/providers/microsoft.virtualmachineimages/imagetemplates"),
+    ("GET", "/subscriptions/{subscription}/providers/microsoft.compute/images"),
+    ("GET", "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/images"),
+    (
+        "DELETE",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/images/{image}",
+    ),
+    (
+        "GET",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/images/{image}",
+    ),
+    (
+        "PATCH",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/images/{image}",
+    ),
+    (
+        "PUT",
+        "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/images/{image}",
+    ),
     (
         "GET",
         "/subscriptions/{subscription}/resourcegroups/{group}/providers/microsoft.compute/virtualmachines",

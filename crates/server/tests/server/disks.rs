@@ -2,6 +2,7 @@
 
 mod azurite_source;
 mod clients;
+mod images;
 mod lifecycle;
 mod refusals;
 mod remote_zones;
@@ -20,6 +21,7 @@ use crate::support::{Bed, SUBSCRIPTION, config, header, read};
 
 const API: &str = "api-version=2023-10-02";
 const GALLERY_API: &str = "api-version=2024-03-03";
+const IMAGE_API: &str = "api-version=2024-07-01";
 const LIMIT: Duration = Duration::from_secs(50);
 const MIB: u64 = 1 << 20;
 /// A disk of the smallest size that Azure takes.
@@ -59,7 +61,11 @@ impl Disks {
     }
 
     fn url(&self, below: &str) -> String {
-        let api = if below.contains("galleries") { GALLERY_API } else { API };
+        let api = match below.split('/').next() {
+            Some("galleries") => GALLERY_API,
+            Some("images" | "virtualMachines") => IMAGE_API,
+            _ => API,
+        };
         format!("{}/{below}?{api}", self.path)
     }
 
@@ -79,7 +85,11 @@ impl Disks {
             panic!("{method} {below}: {status} {}", read(response).await.1);
         }
         let poll = header(&response, "azure-asyncoperation");
-        let kind = if below.contains("galleries") { "/capsOperations/" } else { "/DiskOperations/" };
+        let kind = match below.split('/').next() {
+            Some("galleries") => "/capsOperations/",
+            Some("images" | "virtualMachines") => "/operations/",
+            _ => "/DiskOperations/",
+        };
         assert!(poll.contains(kind), "{poll}");
         let wait = async {
             loop {

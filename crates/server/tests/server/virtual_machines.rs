@@ -106,9 +106,9 @@ async fn bad_requests_are_refused_with_the_reason() {
             |b| {
                 b["properties"]["storageProfile"]["imageReference"] = json!({"id": format!("{SUBSCRIPTION}/resourceGroups/Rg1/providers/Microsoft.Compute/images/i")});
             },
-            501,
-            "NotImplemented",
-            "use an image version of a gallery",
+            404,
+            "NotFound",
+            "cannot be found in 'eastus' region",
         ),
         (
             |b| {
