@@ -32,7 +32,7 @@ impl Lab {
         body
     }
 
-    fn from_image(&self, name: &str, definition: &str) -> Value {
+    fn version_body(&self, name: &str, definition: &str) -> Value {
         let mut body = self.template();
         body["properties"]["source"] =
             json!({"type": "ManagedImage", "imageId": compute(&format!("images/{name}"))});
@@ -48,15 +48,15 @@ async fn images_are_sources() {
     lab.image("i", "Generalized").await;
     lab.image("special", "Specialized").await;
     for (name, body, code, text) in [
-        ("none", lab.from_image("none", "gen1"), "BadManagedImageSource", "cannot be found in"),
-        ("special", lab.from_image("special", "gen1"), "BadManagedImageSource", "is Specialized"),
-        ("gen2", lab.from_image("i", "gen2"), "BadSharedImageDistribute", "hyperVGeneration 'V2'"),
+        ("none", lab.version_body("none", "gen1"), "BadManagedImageSource", "cannot be found in"),
+        ("special", lab.version_body("special", "gen1"), "BadManagedImageSource", "is Specialized"),
+        ("gen2", lab.version_body("i", "gen2"), "BadSharedImageDistribute", "hyperVGeneration 'V2'"),
     ] {
         let ended = lab.create(name, body).await;
         assert_eq!(ended["error"]["code"], code, "{ended}");
         assert!(ended.to_string().contains(text), "{ended}");
     }
-    assert_eq!(lab.create("t", lab.from_image("i", "gen1")).await["status"], "Succeeded");
+    assert_eq!(lab.create("t", lab.version_body("i", "gen1")).await["status"], "Succeeded");
     // A run gets as far as its VM, whose process is a program that fails.
     let accepted = lab.bed.call("POST", &format!("{}/run?{BUILDER}", lab.id("t")), None).await;
     let ended = lab.ended(&header(&accepted, "azure-asyncoperation")).await;
