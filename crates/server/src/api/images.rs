@@ -1,5 +1,6 @@
 //! Managed images: PUT, PATCH, GET, lists, DELETE. Their bytes are moved by jobs.
 
+mod publish;
 pub(crate) mod source;
 
 use arm::resource_type::IMAGES;
@@ -14,6 +15,8 @@ use model::{DiskName, ProvisioningState, Region};
 use serde_json::Value;
 use store::{Document, Filter, NewOperation, Operation, OperationFamily, StoreError, Tx};
 use uuid::Uuid;
+
+pub(crate) use publish::{NewImage, publish_from_run, wait_ready};
 
 use super::galleries::{
     Write, answer, check_region, check_version, deleted, find, group, id_of, missing, page,

@@ -1,7 +1,7 @@
 //! Builds, validates and distributes an image. The run's id is its operation's.
 //!
 //! ```text
-//!   source (platform image made on first use) ─▶ build::run ─▶ publish versions, write VHDs ─▶ outputs, report
+//!   source (platform image made on first use) ─▶ build::run ─▶ publish versions and images, write VHDs ─▶ outputs, report
 //!        Building                 Building, Customizing, Validating     Distributing         Succeeded
 //! ```
 //!
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use build::{BuildOutput, Events, Reuse, Stream};
 use futures::future::{BoxFuture, FutureExt};
+use model::image_definition::HyperVGeneration;
 use model::image_template::{ImageTemplate, ImageTemplateSpec, OnError, RunOutcome, RunStage};
 use model::run_output::{Artifact, RunOutput};
 use model::{ProvisioningState, ResourceRef};
@@ -72,7 +73,10 @@ struct Run {
 /// A build that succeeded, and what is to be said of it.
 struct Built {
     output: BuildOutput,
-    exact_version: String,
+    /// `None`: the source has no versions.
+    exact_version: Option<String>,
+    /// The source's, and so the result's.
+    generation: HyperVGeneration,
     /// When `buildTimeoutInMinutes` is over.
     deadline: tokio::time::Instant,
 }
@@ -196,7 +200,10 @@ impl Run {
         };
         let (output, ()) = tokio::join!(building, journal.listen(receiver));
         match output {
-            Ok(output) => Ok(Built { output, exact_version: source.exact_version, deadline }),
+            Ok(output) => {
+                let (exact_version, generation) = (source.exact_version, source.generation);
+                Ok(Built { output, exact_version, generation, deadline })
+            }
             Err(build::BuildError::Cancelled) => Err(self.stopped().unwrap_or_else(JobFailure::canceled)),
             Err(error) => Err(JobFailure::permanent(FAILED_CODE, error.to_string())),
         }
@@ -225,7 +232,7 @@ impl Run {
                 Box::pin(async {
                     self.context.hold(tx).await?;
                     if let Some(mut document) = tx.get::<ImageTemplate>(&self.template.id).await? {
-                        document.data.resolved.exact_version = Some(built.exact_version.clone());
+                        document.data.resolved.exact_version = built.exact_version.clone();
                         end_last_run(tx, &mut document, outcome, &message).await?;
                         for one in distributed {
                             put_output(tx, &document, one).await?;
@@ -256,6 +263,13 @@ impl Run {
                 json!({ "id": version.id, "regions": regions })
             })
             .collect();
+        let images: Vec<Value> = distributed
+            .iter()
+            .filter_map(|one| match &one.published {
+                Ok(Published::Image(id)) => Some(json!({ "id": id })),
+                _ => None,
+            })
+            .collect();
         let vhds: Vec<Value> = distributed
             .iter()
             .filter_map(|one| match &one.published {
@@ -282,6 +296,7 @@ impl Run {
                 "seconds": commit.seconds,
             },
             "versions": versions,
+            "images": images,
             "vhds": vhds,
         })
     }
@@ -311,14 +326,19 @@ async fn put_output(
     template: &Document<ImageTemplate>,
     one: &Distributed,
 ) -> Result<(), StoreError> {
-    let artifact = match &one.published {
-        Ok(Published::Version(version)) => match ResourceRef::parse(&version.id, "artifactId") {
+    let id = match &one.published {
+        Ok(Published::Version(version)) => Some(&version.id),
+        Ok(Published::Image(id)) => Some(id),
+        _ => None,
+    };
+    let artifact = match (id, &one.published) {
+        (Some(id), _) => match ResourceRef::parse(id, "artifactId") {
             Ok(reference) => Artifact::Resource(reference),
             // The id was written by this service: it is a reference.
             Err(_) => return Ok(()),
         },
-        Ok(Published::Vhd(vhd)) => Artifact::Uri(vhd.uri.clone()),
-        Err(_) => return Ok(()),
+        (None, Ok(Published::Vhd(vhd))) => Artifact::Uri(vhd.uri.clone()),
+        (None, _) => return Ok(()),
     };
     let output =
         RunOutput { name: one.run_output.clone(), artifact, provisioning: ProvisioningState::Succeeded };

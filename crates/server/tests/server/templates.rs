@@ -1,5 +1,6 @@
 //! Image templates: their life, what is refused at once, what fails while it is created, and runs that need no VM.
 
+mod images;
 mod runs;
 mod vhds;
 

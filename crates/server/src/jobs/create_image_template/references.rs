@@ -1,6 +1,8 @@
 //! What a template refers to: does it exist, and do source and destinations fit each other (RULES.md 2A)?
 
+use arm::ResourceId;
 use arm::resource_id::{image_definition_id, image_version_id};
+use arm::resource_type::IMAGES;
 use model::image_definition::{
     Architecture, HyperVGeneration, ImageDefinition, OsState, OsType, SourceTraits,
 };
@@ -8,10 +10,12 @@ use model::image_template::{
     Distributor, DistributorKind, ImageSource, ImageTarget, ImageTemplateSpec, Placement,
     ProvisioningErrorCode,
 };
-use model::{ImageVersionRef, Region, VersionSelector};
+use model::managed_image::ManagedImage;
+use model::{DiskName, ImageVersionRef, Region, ResourceRef, VersionSelector};
 
 use super::{Stop, refuse, staging_account};
 use crate::api::image_versions::{check_template_region, resolve_gallery_image};
+use crate::api::images;
 use crate::jobs::context::JobContext;
 use crate::jobs::{make_platform_image, vhd_target};
 
@@ -27,12 +31,7 @@ pub(super) async fn check_source(context: &JobContext, spec: &ImageTemplateSpec)
         ImageSource::PlatformImage { publisher, offer, sku, version, .. } => {
             platform(context, publisher, offer, sku, version).await
         }
-        ImageSource::ManagedImage(id) => Err(refuse(
-            ProvisioningErrorCode::BadManagedImageSource,
-            format!(
-                "The managed image '{id}' was not found. Use a PlatformImage or a SharedImageVersion as the source."
-            ),
-        )),
+        ImageSource::ManagedImage(id) => managed_image(context, id, &spec.location).await,
         ImageSource::SharedImageVersion(reference) => shared(context, reference, &spec.location).await,
     }
 }
@@ -104,6 +103,35 @@ async fn shared(context: &JobContext, reference: &ImageVersionRef, region: &Regi
     })
 }
 
+async fn managed_image(context: &JobContext, id: &ResourceRef, region: &Region) -> Result<Source, Stop> {
+    let bad = |message: String| refuse(ProvisioningErrorCode::BadManagedImageSource, message);
+    let target = "properties.source.imageId";
+    let found = context
+        .state
+        .store
+        .read(|tx| Box::pin(async { images::usable(tx, id.as_str(), region, target).await }))
+        .await;
+    let found = found.map_err(|error| match error.status().is_server_error() {
+        true => Stop::Job(error.into()),
+        false => bad(error.error_object()["message"].as_str().unwrap_or_default().to_owned()),
+    })?;
+    let os_disk = &found.storage.os_disk;
+    if os_disk.os_state != OsState::Generalized {
+        return Err(bad(format!(
+            "The source '{id}' is Specialized. Only Generalized images can be customized."
+        )));
+    }
+    Ok(Source {
+        traits: SourceTraits {
+            os_type: os_disk.os_type,
+            os_state: os_disk.os_state,
+            hyper_v_generation: found.image.hyper_v_generation(),
+            architecture: found.image.architecture(),
+        },
+        exact_version: None,
+    })
+}
+
 /// What Azure has and this server does not: said at once, not after an hour of building.
 pub(super) fn check_unsupported(spec: &ImageTemplateSpec) -> Result<(), Stop> {
     if spec.validate.as_ref().is_some_and(|validate| validate.source_validation_only) {
@@ -137,14 +165,8 @@ async fn check_distributor(
         DistributorKind::Vhd { uri, sealed_query } => {
             return check_vhd(context, index, uri.as_deref(), sealed_query.as_deref()).await;
         }
-        DistributorKind::ManagedImage { .. } => {
-            return Err(refuse(
-                ProvisioningErrorCode::BadDistributeType,
-                format!(
-                    "properties.distribute[{index}]: this server has no managed images. Use SharedImage, or VHD, in place of \
-                     ManagedImage."
-                ),
-            ));
+        DistributorKind::ManagedImage { image, location } => {
+            return check_image(context, index, image, location).await;
         }
     };
     let bad = |message: String| {
@@ -219,6 +241,56 @@ async fn check_vhd(
             "properties.distribute[{index}].uri: The VHD can not be distributed to '{uri}': {reason}"
         ))
     })
+}
+
+/// A managed image that is to be made, or renewed.
+async fn check_image(
+    context: &JobContext,
+    index: usize,
+    image: &ResourceRef,
+    location: &Region,
+) -> Result<(), Stop> {
+    let bad = |property: &str, message: String| {
+        let message = format!("properties.distribute[{index}].{property}: {message}");
+        refuse(ProvisioningErrorCode::BadDistributeType, message)
+    };
+    let id = ResourceId::parse(image.as_str())
+        .ok()
+        .filter(|id| id.resource_type() == IMAGES && DiskName::parse(id.name()).is_ok());
+    let Some(id) = id else { return Err(bad("imageId", format!("'{image}' is not the id of an image."))) };
+    let regions = &context.state.config.regions;
+    if context.state.config.region(location.as_str()).is_none() {
+        let known: Vec<&str> = regions.iter().map(|region| region.name.as_str()).collect();
+        let known = known.join(",");
+        let message = format!("The region '{location}' is not available. Available regions are '{known}'.");
+        return Err(bad("location", message));
+    }
+    let group = id.parent().map(|group| group.to_string()).unwrap_or_default();
+    let (has_group, found) = context
+        .state
+        .store
+        .read(|tx| {
+            Box::pin(async {
+                let has_group = tx.exists(&group).await?;
+                Ok::<_, store::StoreError>((has_group, tx.get::<ManagedImage>(image.as_str()).await?))
+            })
+        })
+        .await?;
+    if !has_group {
+        let message =
+            format!("The resource group of '{image}' was not found. Create it before the template.");
+        return Err(bad("imageId", message));
+    }
+    match found.filter(|found| found.data.spec.location != *location) {
+        None => Ok(()),
+        Some(found) => {
+            let there = &found.data.spec.location;
+            let message = format!(
+                "The image '{image}' is in region '{there}' already. Delete it, or name that region."
+            );
+            Err(bad("location", message))
+        }
+    }
 }
 
 fn explicit_version(target: &ImageTarget) -> Option<String> {

@@ -1,4 +1,4 @@
-//! Publishes a built image to every target, and waits until it is there: a run ends when its versions are ready.
+//! Publishes a built image to every target, and waits until it is there: a run ends when its versions and images are ready.
 
 mod vhd;
 
@@ -13,13 +13,14 @@ use model::image_template::{Distributor, DistributorKind};
 use model::image_version::VersionContent;
 use model::latest::{VersionScheme, next_version};
 use model::placement::CopyPlan;
-use model::{ManifestRef, ResourceRef, RunOutputName, VersionName};
+use model::{ManifestRef, Region, ResourceRef, RunOutputName, VersionName};
 use store::{StoreError, Tx};
 
 pub(super) use self::vhd::PublishedVhd;
 use super::journal::Journal;
 use super::{Built, Run};
 use crate::api::image_versions::{NewVersion, existing_versions, publish_from_run, wait_ready};
+use crate::api::images::{self, NewImage};
 use crate::fabric::FabricError;
 use crate::http::error::{ApiError, chain};
 
@@ -28,7 +29,7 @@ pub(super) struct Distributed {
     pub(super) run_output: RunOutputName,
     /// What is there, or why it is not ready.
     pub(super) published: Result<Published, String>,
-    /// The version was published, and its replication goes on although the run does not wait for it any more.
+    /// It was published, and its way goes on although the run does not wait for it any more.
     in_flight: bool,
 }
 
@@ -36,6 +37,8 @@ pub(super) struct Distributed {
 pub(super) enum Published {
     /// A version.
     Version(PublishedVersion),
+    /// A managed image, by its id.
+    Image(String),
     /// A VHD.
     Vhd(PublishedVhd),
 }
@@ -44,6 +47,8 @@ pub(super) enum Published {
 enum Begun {
     /// The version with this id is being replicated.
     Version(String),
+    /// The managed image with this id is brought to its region.
+    Image(String),
     /// A VHD, written once every version is on its way.
     Vhd,
 }
@@ -61,13 +66,19 @@ pub(super) async fn distribute(run: &Run, built: &Built, journal: &mut Journal) 
     for distributor in &run.spec().distribute {
         let published = if run.stop.is_cancelled() {
             Err("The run was stopped before this target was published.".to_owned())
-        } else if let DistributorKind::Vhd { .. } = distributor.kind {
-            Ok(Begun::Vhd)
         } else {
-            publish(run, built, distributor).await.map(Begun::Version)
+            match &distributor.kind {
+                DistributorKind::Vhd { .. } => Ok(Begun::Vhd),
+                DistributorKind::ManagedImage { image, location } => {
+                    publish_image(run, built, distributor, image, location).await.map(Begun::Image)
+                }
+                DistributorKind::SharedImage { .. } => {
+                    publish(run, built, distributor).await.map(Begun::Version)
+                }
+            }
         };
         let line = match &published {
-            Ok(Begun::Version(id)) => format!("publishing {id}"),
+            Ok(Begun::Version(id) | Begun::Image(id)) => format!("publishing {id}"),
             Ok(Begun::Vhd) => format!("publishing '{}' as a VHD", distributor.run_output_name),
             Err(error) => format!("'{}' could not be published: {error}", distributor.run_output_name),
         };
@@ -78,9 +89,10 @@ pub(super) async fn distribute(run: &Run, built: &Built, journal: &mut Journal) 
     let mut distributed = Vec::new();
     for (distributor, begun) in begun {
         let run_output = distributor.run_output_name.clone();
-        let replicating = matches!(begun, Ok(Begun::Version(_)));
+        let replicating = matches!(begun, Ok(Begun::Version(_) | Begun::Image(_)));
         let published = match begun {
             Ok(Begun::Version(id)) => wait(run, built, id).await.map(Published::Version),
+            Ok(Begun::Image(id)) => wait_image(run, built, id).await.map(Published::Image),
             Ok(Begun::Vhd) => {
                 vhd::publish(run, built, distributor, journal).boxed().await.map(Published::Vhd)
             }
@@ -92,6 +104,7 @@ pub(super) async fn distribute(run: &Run, built: &Built, journal: &mut Journal) 
             Ok(Published::Version(version)) => {
                 format!("{} is ready in {} regions", version.id, version.regions.len())
             }
+            Ok(Published::Image(id)) => format!("{id} is ready"),
             Ok(Published::Vhd(vhd)) => {
                 format!("{} is ready: {} bytes, of which {} were written", vhd.uri, vhd.bytes, vhd.sent_bytes)
             }
@@ -107,7 +120,7 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
     let DistributorKind::SharedImage { target, placement, exclude_from_latest, versioning } =
         &distributor.kind
     else {
-        return Err("this server distributes to SharedImage and VHD only".to_owned());
+        return Err("this is no SharedImage".to_owned());
     };
     let definition_id = image_definition_id(&target.definition).to_string();
     let manifest = ManifestRef::parse(&built.output.manifest.to_string()).ok_or("the image has no name")?;
@@ -115,7 +128,7 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
         ResourceRef::parse(&run.template.id, "id").map_err(|violation| violation.message)?;
     let os_disk = DiskContent { manifest, size_bytes: built.output.logical_bytes };
     let content = VersionContent { os_disk, data_disks: Default::default() };
-    let source_version = VersionName::parse(&built.exact_version).ok();
+    let source_version = built.exact_version.as_deref().and_then(|name| VersionName::parse(name).ok());
     let published = run.context.state.store.write(|tx| {
         Box::pin(async {
             run.context.hold(tx).await?;
@@ -146,6 +159,43 @@ async fn publish(run: &Run, built: &Built, distributor: &Distributor) -> Result<
     published
         .await
         .map_err(|error: ApiError| error.error_object()["message"].as_str().unwrap_or_default().to_owned())
+}
+
+async fn publish_image(
+    run: &Run,
+    built: &Built,
+    distributor: &Distributor,
+    image: &ResourceRef,
+    location: &Region,
+) -> Result<String, String> {
+    let manifest = ManifestRef::parse(&built.output.manifest.to_string()).ok_or("the image has no name")?;
+    let new = NewImage {
+        id: image.as_str().to_owned(),
+        location: location.clone(),
+        tags: distributor.artifact_tags.clone(),
+        hyper_v_generation: built.generation,
+        content: DiskContent { manifest, size_bytes: built.output.logical_bytes },
+        from: run.spec().location.clone(),
+    };
+    let published = run.context.state.store.write(|tx| {
+        Box::pin(async {
+            run.context.hold(tx).await?;
+            images::publish_from_run(tx, new.clone()).await
+        })
+    });
+    published
+        .await
+        .map_err(|error: ApiError| error.error_object()["message"].as_str().unwrap_or_default().to_owned())
+}
+
+async fn wait_image(run: &Run, built: &Built, id: String) -> Result<String, String> {
+    let waiting = images::wait_ready(&run.context.state, &id, &run.stop);
+    let ready = tokio::time::timeout_at(built.deadline, waiting).await;
+    ready.unwrap_or_else(|_| {
+        let minutes = run.spec().build_timeout_minutes();
+        Err(format!("'{id}' was not ready within {minutes} minutes (buildTimeoutInMinutes); its way goes on"))
+    })?;
+    Ok(id)
 }
 
 /// The zones of the run's region as the first definition that it publishes to wants them, so that its result is where its

@@ -17,14 +17,16 @@ use super::journal::Journal;
 use super::machine_size::build_machine_size;
 use super::{FAILED_CODE, Run, give_up};
 use crate::api::image_versions::resolve_gallery_image;
+use crate::api::images;
 use crate::jobs::context::JobFailure;
 use crate::jobs::create_image_template::{STAGED_BYTES_MAX, staged_file};
 use crate::jobs::make_platform_image::ensure_platform_image;
 
 /// The disk that a build starts from.
 pub(super) struct SourceDisk {
-    pub(super) exact_version: String,
-    generation: HyperVGeneration,
+    /// `None`: a managed image, which has no versions.
+    pub(super) exact_version: Option<String>,
+    pub(super) generation: HyperVGeneration,
     manifest: ManifestId,
     bytes: u64,
     name: String,
@@ -47,7 +49,7 @@ pub(super) async fn resolve_source(run: &Run, journal: &mut Journal) -> Result<S
                 .map_err(|message| JobFailure::permanent(FAILED_CODE, message))?;
             Ok(SourceDisk {
                 name: format!("{publisher}:{offer}:{sku}:{}", image.exact_version),
-                exact_version: image.exact_version,
+                exact_version: Some(image.exact_version),
                 generation: image.generation,
                 manifest: image.manifest,
                 bytes: image.logical_bytes,
@@ -63,14 +65,29 @@ pub(super) async fn resolve_source(run: &Run, journal: &mut Journal) -> Result<S
             let disk = &image.content.os_disk;
             Ok(SourceDisk {
                 name: image.version_id.clone(),
-                exact_version: image.exact.to_string(),
+                exact_version: Some(image.exact.to_string()),
                 generation: image.definition.spec.hyper_v_generation,
                 manifest: disk.manifest.as_str().parse().map_err(give_up)?,
                 bytes: disk.size_bytes,
             })
         }
         ImageSource::ManagedImage(id) => {
-            Err(JobFailure::permanent(FAILED_CODE, format!("The managed image '{id}' was not found.")))
+            let target = "properties.source.imageId";
+            let found = state
+                .store
+                .read(|tx| Box::pin(async { images::usable(tx, id.as_str(), region, target).await }));
+            let found = found.await.map_err(|error| {
+                let message = error.error_object()["message"].as_str().unwrap_or_default().to_owned();
+                JobFailure::permanent(FAILED_CODE, message)
+            })?;
+            let disk = &found.content.os_disk;
+            Ok(SourceDisk {
+                name: found.id.clone(),
+                exact_version: None,
+                generation: found.image.hyper_v_generation(),
+                manifest: disk.manifest.as_str().parse().map_err(give_up)?,
+                bytes: disk.size_bytes,
+            })
         }
     }
 }

@@ -103,7 +103,8 @@ async fn a_run_leaves_a_vhd_in_the_staging_account() {
             validate_s: 0.0,
             validation_failure: None,
         },
-        exact_version: "1.0.0".to_owned(),
+        exact_version: Some("1.0.0".to_owned()),
+        generation: model::image_definition::HyperVGeneration::V2,
         deadline: tokio::time::Instant::now() + Duration::from_secs(60),
     };
     let mut journal = Journal::open(&run.context, &template, RUN_ID).unwrap();
