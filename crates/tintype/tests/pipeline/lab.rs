@@ -24,7 +24,7 @@ pub(crate) struct Lab {
     dir: TempDir,
     server: Child,
     arm: Arm,
-    group: String,
+    pub(crate) group: String,
     definition: String,
     images: Child,
 }

@@ -104,6 +104,9 @@ async fn unchanged_steps_are_reused_when_asked_for(lab: &Lab) {
     let mut body = template(lab, steps, json!([]), tags);
     let distributors = body["properties"]["distribute"].as_array_mut().unwrap();
     distributors.push(json!({"type": "VHD", "runOutputName": "vhd"}));
+    let image = format!("{}/providers/Microsoft.Compute/images/built", lab.group);
+    distributors
+        .push(json!({"type": "ManagedImage", "runOutputName": "image", "imageId": image, "location": OTHER}));
     lab.put_template("edited", body).await;
     let report = lab.run("edited").await.unwrap();
     let cached: Vec<_> =
@@ -111,6 +114,9 @@ async fn unchanged_steps_are_reused_when_asked_for(lab: &Lab) {
     assert_eq!(cached, [true, false], "{report}");
     assert!(lab.log("edited").await.contains("customizer 2 'second' has other content"));
     assert_eq!(lab.versions().await, ["0.0.1", "0.0.2"]);
+    assert_eq!(report["images"], json!([{"id": image}]), "{report}");
+    let outputs = lab.run_outputs("edited").await;
+    assert!(outputs.iter().any(|output| output["properties"]["artifactId"] == image), "{outputs:?}");
 }
 
 async fn an_image_goes_out_as_a_vhd_and_comes_back_as_a_disk(lab: &Lab) {

@@ -25,14 +25,14 @@ impl Lab {
         assert_eq!(ended["status"], "Succeeded", "{ended}");
     }
 
-    fn to_image(&self, id: &str, location: &str) -> Value {
+    fn for_image(&self, id: &str, location: &str) -> Value {
         let mut body = self.template();
         body["properties"]["distribute"] =
             json!([{"type": "ManagedImage", "runOutputName": "o", "imageId": id, "location": location}]);
         body
     }
 
-    fn version_body(&self, name: &str, definition: &str) -> Value {
+    fn of_image(&self, name: &str, definition: &str) -> Value {
         let mut body = self.template();
         body["properties"]["source"] =
             json!({"type": "ManagedImage", "imageId": compute(&format!("images/{name}"))});
@@ -48,15 +48,15 @@ async fn images_are_sources() {
     lab.image("i", "Generalized").await;
     lab.image("special", "Specialized").await;
     for (name, body, code, text) in [
-        ("none", lab.version_body("none", "gen1"), "BadManagedImageSource", "cannot be found in"),
-        ("special", lab.version_body("special", "gen1"), "BadManagedImageSource", "is Specialized"),
-        ("gen2", lab.version_body("i", "gen2"), "BadSharedImageDistribute", "hyperVGeneration 'V2'"),
+        ("none", lab.of_image("none", "gen1"), "BadManagedImageSource", "cannot be found in"),
+        ("special", lab.of_image("special", "gen1"), "BadManagedImageSource", "is Specialized"),
+        ("gen2", lab.of_image("i", "gen2"), "BadSharedImageDistribute", "hyperVGeneration 'V2'"),
     ] {
         let ended = lab.create(name, body).await;
         assert_eq!(ended["error"]["code"], code, "{ended}");
         assert!(ended.to_string().contains(text), "{ended}");
     }
-    assert_eq!(lab.create("t", lab.version_body("i", "gen1")).await["status"], "Succeeded");
+    assert_eq!(lab.create("t", lab.of_image("i", "gen1")).await["status"], "Succeeded");
     // A run gets as far as its VM, whose process is a program that fails.
     let accepted = lab.bed.call("POST", &format!("{}/run?{BUILDER}", lab.id("t")), None).await;
     let ended = lab.ended(&header(&accepted, "azure-asyncoperation")).await;
@@ -75,7 +75,7 @@ async fn images_are_targets() {
         ("group", elsewhere, region.as_str(), "imageId", "Create it before the template"),
         ("region", compute("images/i"), "atlantis", "location", "Available regions are"),
     ] {
-        let ended = lab.create(name, lab.to_image(&id, location)).await;
+        let ended = lab.create(name, lab.for_image(&id, location)).await;
         assert_eq!(ended["error"]["code"], "BadDistributeType", "{ended}");
         let said = ended.to_string();
         assert!(
@@ -83,10 +83,10 @@ async fn images_are_targets() {
             "{name}: {ended}"
         );
     }
-    let ended = lab.create("new", lab.to_image(&compute("images/i"), &region)).await;
+    let ended = lab.create("new", lab.for_image(&compute("images/i"), &region)).await;
     assert_eq!(ended["status"], "Succeeded", "{ended}");
     lab.image("i", "Generalized").await;
-    let ended = lab.create("renew", lab.to_image(&compute("images/I"), &region)).await;
+    let ended = lab.create("renew", lab.for_image(&compute("images/I"), &region)).await;
     assert_eq!(ended["status"], "Succeeded", "{ended}");
     lab.bed.stop().await;
 }
