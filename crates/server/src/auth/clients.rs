@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use store::{Store, StoreError};
@@ -92,7 +91,8 @@ impl Clients {
                     tenant_id,
                     subscription_id: subscription_id.to_owned(),
                     client_id: Uuid::new_v4(),
-                    client_secret: URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()),
+                    // In hexadecimal: what begins with '-' is an option to az.
+                    client_secret: hex::encode(rand::random::<[u8; 32]>()),
                     object_id: Uuid::new_v4(),
                 };
                 // The file first: a crash after it leaves credentials that the next start takes up.

@@ -344,6 +344,10 @@ async fn sweep_region(state: &AppState, region: &Region) -> Result<usize, store:
     let name = region.as_str();
     let due = state.store.read(|tx| Box::pin(async { tx.due_objects(name, SWEEP_OBJECTS).await })).await?;
     let mut removed = Vec::new();
+    if due.is_empty() {
+        // Nor is a store opened, or made, for nothing.
+        return Ok(0);
+    }
     // One that is away keeps its files until it is back.
     let Ok(folder) = state.fabric.blob_folder(region).await else { return Ok(0) };
     for object in due {

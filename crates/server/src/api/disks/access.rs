@@ -1,11 +1,13 @@
 //! `beginGetAccess` and `endGetAccess`: URLs for a disk's bytes, one at a time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use arm::ArmError;
+use arm::{ArmError, ResourceId};
 use axum::extract::State;
 use axum::response::Response;
 use chrono::TimeDelta;
+use content::KeyRing;
 use model::managed_disk::{AccessMode, DiskAccess, DiskBytes, ManagedDisk};
 use store::OperationEnd;
 use uuid::Uuid;
@@ -34,17 +36,10 @@ pub(in crate::api) async fn begin(
     check_version(&state, &version, &kind_of(&path).1)?;
     let request = arm::disk::parse_access(body, &version)?;
     let id = above(&path)?;
-    let disk = state
-        .store
-        .read(|tx| {
-            Box::pin(async {
-                group(tx, &id).await?;
-                find::<ManagedDisk>(tx, &id).await
-            })
-        })
-        .await?;
-    let keys = state.fabric.blob_keys(&disk.data.spec.location).await;
-    let keys = keys.map_err(|error| ApiError::internal(chain(&error)))?;
+    let keys = match request.mode {
+        AccessMode::Read => None,
+        AccessMode::Write => upload_keys(&state, &id).await?,
+    };
     let operation = state
         .store
         .write(|tx| {
@@ -77,6 +72,21 @@ pub(in crate::api) async fn begin(
         })
         .await?;
     Ok(lro::accepted(&state.endpoint, &operation, &version, PollHeaders::AsyncAndLocation))
+}
+
+/// What the file of a disk's upload is encrypted with.
+async fn upload_keys(state: &AppState, id: &ResourceId) -> Result<Option<Arc<KeyRing>>, ApiError> {
+    let disk = state
+        .store
+        .read(|tx| {
+            Box::pin(async {
+                group(tx, id).await?;
+                find::<ManagedDisk>(tx, id).await
+            })
+        })
+        .await?;
+    let keys = state.fabric.blob_keys(&disk.data.spec.location).await;
+    keys.map_err(|error| ApiError::internal(chain(&error)))
 }
 
 pub(in crate::api) async fn end(
