@@ -102,7 +102,9 @@ async fn a_group_that_others_need_stays() {
         let path = format!("{SUBSCRIPTION}/resourcegroups/{name}?{VERSION}");
         assert_eq!(bed.json("PUT", &path, Some(json!({"location": "eastus"}))).await.0, 201);
     }
-    let source = format!("{SUBSCRIPTION}/resourceGroups/one/providers/Microsoft.Compute/images/source");
+    let source = format!(
+        "{SUBSCRIPTION}/resourceGroups/one/providers/Microsoft.Compute/proximityPlacementGroups/source"
+    );
     let user = format!("{SUBSCRIPTION}/resourceGroups/two/providers/Microsoft.Compute/availabilitySets/user");
     add(&bed.server, &source).await;
     add(&bed.server, &user).await;

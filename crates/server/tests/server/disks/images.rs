@@ -312,6 +312,22 @@ async fn bad_images_are_refused_precisely() {
         "osProfile": {"computerName": "vm1", "adminUsername": "azureuser", "adminPassword": "Correct-Horse-9"}}});
     let elsewhere = (404, "NotFound", "cannot be found in 'westus' region", "imageReference");
     disks.refused("PUT", "virtualMachines/vm", Some(vm), elsewhere).await;
+    // One that something else needs stays.
+    let (user, image) = (disks.id("availabilitySets/user"), disks.id("images/i"));
+    let store = &disks.bed.server.state.store;
+    let linked: Result<(), StoreError> = store
+        .write(|tx| {
+            Box::pin(async {
+                let ready = ProvisioningState::Succeeded;
+                tx.insert(&mut Document::new(&user, "eastus", ready, json!({}))?).await?;
+                tx.link(&user, &image, "image").await
+            })
+        })
+        .await;
+    linked.expect("links");
+    let (status, answer) = disks.json("DELETE", "images/i", None).await;
+    assert_eq!(status, 409, "{answer}");
+    assert!(answer.to_string().contains("availabilitysets/user"), "{answer}");
     disks.bed.stop().await;
 }
 
