@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use content::{StoreLocation, StoreOptions};
 use machine::{DiskLayers, Firmware, Machine, MachineEvent, MachineSpec, NetSockets, RunState};
 use provision::identity::Generation;
 use provision::{GuestEvent, NetConfig, Network};
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{self, Control};
@@ -27,6 +30,8 @@ const GUEST_IP: [u8; 4] = [10, 0, 0, 4];
 const GATEWAY: [u8; 4] = [10, 0, 0, 1];
 /// How soon reads that had to go to another store are told.
 const DAMAGE_POLL: Duration = Duration::from_secs(2);
+/// How long a start waits for further stores once one is open. The image is read from those which are there then.
+const OTHER_STORES_WAIT: Duration = Duration::from_secs(2);
 /// Refused destinations that a status shows.
 const DENIED_MAX: usize = 16;
 
@@ -133,21 +138,12 @@ async fn export_base(
     let keys = base.key_file.as_deref().map(content::KeyRing::from_file).transpose();
     let keys = keys.map_err(|error| fail("read the keys of the store of", &error))?;
     let options =
-        content::StoreOptions { index_dir: Some(index_dir), keys, ..content::StoreOptions::default() };
-    let (mut stores, mut refused) = (Vec::new(), None);
+        StoreOptions { index_dir: Some(index_dir), keys, ..StoreOptions::default() };
+    let mut places = Vec::new();
     for place in &base.stores {
-        let location = place.parse().map_err(|error| fail("parse the store location of", &error))?;
-        match content::Store::open_read_only_with(&location, &options).await {
-            Ok(store) => stores.push(store),
-            Err(error) => {
-                tracing::warn!(%error, store = place, "a store of the image is not used");
-                refused.get_or_insert_with(|| fail(&format!("open the store {place} of image"), &error));
-            }
-        }
+        places.push(place.parse().map_err(|error| fail("parse the store location of", &error))?);
     }
-    if stores.is_empty() {
-        return Err(refused.unwrap_or_else(|| fail("find a store of image", &"its specification names none")));
-    }
+    let stores = open_stores(places, options).await.map_err(|reason| fail("open a store of image", &reason))?;
     let manifest = base.manifest.parse().map_err(|error| fail("parse the manifest", &error))?;
     let cache = content::BlockCache::open(&base.cache_dir, base.cache_bytes_max)
         .map_err(|error| fail("open the block cache for image", &error))?;
@@ -166,6 +162,49 @@ async fn export_base(
     tokio::spawn(report_damage(image.clone(), Arc::clone(status), stop.clone()));
     tokio::spawn(export.serve(image, stop.clone()));
     Ok(())
+}
+
+/// The stores that can be opened, in their order. Once there is one, a start does not wait long for the others.
+async fn open_stores(
+    places: Vec<StoreLocation>,
+    options: StoreOptions,
+) -> Result<Vec<content::Store>, String> {
+    let mut opened: Vec<Option<content::Store>> = vec![None; places.len()];
+    let mut opening = JoinSet::new();
+    for (number, place) in places.into_iter().enumerate() {
+        let options = options.clone();
+        opening.spawn(async move {
+            let store = content::Store::open_read_only_with(&place, &options).await;
+            (number, store.map_err(|error| format!("{place}: {error}")))
+        });
+    }
+    let (mut until, mut refused) = (None, None);
+    loop {
+        let next = match until {
+            None => opening.join_next().await,
+            Some(until) => tokio::time::timeout_at(until, opening.join_next()).await.unwrap_or_else(|_| {
+                tracing::warn!(stores = opening.len(), "stores of the image do not answer and are not used");
+                None
+            }),
+        };
+        match next {
+            None => break,
+            Some(Err(error)) => drop(refused.get_or_insert(error.to_string())),
+            Some(Ok((_, Err(reason)))) => {
+                tracing::warn!(reason, "a store of the image is not used");
+                refused.get_or_insert(reason);
+            }
+            Some(Ok((number, Ok(store)))) => {
+                opened[number] = Some(store);
+                until.get_or_insert(Instant::now() + OTHER_STORES_WAIT);
+            }
+        }
+    }
+    let stores: Vec<_> = opened.into_iter().flatten().collect();
+    match stores.is_empty() {
+        true => Err(refused.unwrap_or_else(|| "its specification names none".to_owned())),
+        false => Ok(stores),
+    }
 }
 
 /// Tells when blocks had to be read from another store than the first: the service looks at the status, and repairs.
@@ -336,6 +375,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_does_not_answer_keeps_no_vm_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = StoreLocation::Folder(dir.path().join("here"));
+        let id = content::Store::open_or_create(&here, "test").await.unwrap().id();
+        // It takes connections, and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let away = format!("s3://bucket/zone?endpoint=http://{}", silent.local_addr().unwrap());
+        let variables = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_REGION", "r")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let options = StoreOptions {
+            index_dir: Some(dir.path().join("index")),
+            credentials: Some(content::Credentials::from_variables(variables)),
+            ..StoreOptions::default()
+        };
+        let started = Instant::now();
+        let places = vec![away.parse().unwrap(), here];
+        let stores = open_stores(places, options.clone()).await.unwrap();
+        assert!(started.elapsed() < 5 * OTHER_STORES_WAIT, "{:?}", started.elapsed());
+        assert_eq!(stores.iter().map(content::Store::id).collect::<Vec<_>>(), [id]);
+
+        let none = StoreLocation::Folder(dir.path().join("none"));
+        let error = open_stores(vec![none], options).await.unwrap_err();
+        assert!(error.contains("none") && error.contains("no store"), "{error}");
     }
 
     #[tokio::test(flavor = "multi_thread")]

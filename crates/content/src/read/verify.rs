@@ -75,14 +75,12 @@ impl Store {
         for (location, blocks) in frames.into_values() {
             let frame = self.load_frame(&location).await;
             for (at, hash, slot) in blocks {
-                match &frame {
-                    Err(error) => report.add(at, hash, error),
-                    Ok(frame) if frame.hashes.get(usize::from(slot)) == Some(hash.as_bytes()) => {}
-                    Ok(_) => {
-                        let reason = format!("slot {slot} of it holds another block");
-                        let (pack, offset) = (location.pack, location.offset);
-                        report.add(at, hash, &Error::DamagedFrame { pack, offset, reason });
-                    }
+                let whole = frame
+                    .as_ref()
+                    .is_ok_and(|frame| frame.hashes.get(usize::from(slot)) == Some(hash.as_bytes()));
+                // Another pack may have it whole.
+                if !whole && let Err(error) = self.load_by_hash(hash.as_bytes()).await {
+                    report.add(at, hash, &error);
                 }
             }
         }
