@@ -137,13 +137,13 @@ async fn export_base(
     let index_dir = base.cache_dir.with_file_name(crate::INDEX_DIR);
     let keys = base.key_file.as_deref().map(content::KeyRing::from_file).transpose();
     let keys = keys.map_err(|error| fail("read the keys of the store of", &error))?;
-    let options =
-        StoreOptions { index_dir: Some(index_dir), keys, ..StoreOptions::default() };
+    let options = StoreOptions { index_dir: Some(index_dir), keys, ..StoreOptions::default() };
     let mut places = Vec::new();
     for place in &base.stores {
         places.push(place.parse().map_err(|error| fail("parse the store location of", &error))?);
     }
-    let stores = open_stores(places, options).await.map_err(|reason| fail("open a store of image", &reason))?;
+    let stores =
+        open_stores(places, options).await.map_err(|reason| fail("open a store of image", &reason))?;
     let manifest = base.manifest.parse().map_err(|error| fail("parse the manifest", &error))?;
     let cache = content::BlockCache::open(&base.cache_dir, base.cache_bytes_max)
         .map_err(|error| fail("open the block cache for image", &error))?;

@@ -38,9 +38,7 @@ pub(super) async fn to_change(
     force: Force,
 ) -> anyhow::Result<Store> {
     refuse_if_locked(location, change)?;
-    let store = Store::open_read_only(location).await?;
-    refuse_if_served(&store, change, force).await?;
-    Ok(Store::open_or_create(location, store.owner()).await?)
+    take_over(&Store::open_read_only(location).await?, change, force).await
 }
 
 /// The store at `location`, for what needs the rights to change it and does not; also when a server uses it.
@@ -59,9 +57,15 @@ pub(super) async fn to_change_or_create(
     refuse_if_locked(location, change)?;
     match Store::open_read_only(location).await {
         Err(content::Error::NotAStore { .. }) => Ok(Store::open_or_create(location, owner).await?),
-        Ok(_) => to_change(location, change, force).await,
+        Ok(store) => take_over(&store, change, force).await,
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same store, to change.
+async fn take_over(store: &Store, change: Change, force: Force) -> anyhow::Result<Store> {
+    refuse_if_served(store, change, force).await?;
+    Ok(Store::open_or_create(store.location(), store.owner()).await?)
 }
 
 /// A folder's server is known by a lock, which goes with its process.
