@@ -210,7 +210,7 @@ pub(crate) fn derive(key: &Key, what: &[u8], name: &[u8]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::from(okm))
 }
 
-/// As [`derive`], bytes for another cipher; at most 255 times 32.
+/// As [`derive()`], bytes for another cipher; at most 255 times 32.
 fn derive_bytes<const N: usize>(key: &Key, what: &[u8], name: &[u8]) -> [u8; N] {
     struct Bytes(usize);
     impl KeyType for Bytes {
