@@ -468,18 +468,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn damaged_segments_are_named() {
+    async fn damaged_segments_are_set_aside_and_named() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let file = dir.path().join("a".repeat(32));
+        let [short, flipped, whole] = ["a", "b", "c"].map(|name| name.repeat(32));
         let good = encode_segment((0..10).map(entry).collect());
-        std::fs::write(&file, &good[..good.len() - 1]).expect("write");
-        let error = open(dir.path()).await.expect_err("damage").to_string();
-        assert!(error.contains("aaaa"), "{error}");
+        std::fs::write(dir.path().join(&short), &good[..good.len() - 1]).expect("write");
+        let mut bad = good.clone();
+        bad[100] ^= 1;
+        std::fs::write(dir.path().join(&flipped), bad).expect("write");
+        std::fs::write(dir.path().join(&whole), good).expect("write");
 
-        let mut flipped = good;
-        flipped[100] ^= 1;
-        std::fs::write(&file, flipped).expect("write");
-        let index = open(dir.path()).await.expect("its header is right");
-        assert!(index.segments()[0].read_all().is_err());
+        let index = open(dir.path()).await.expect("open");
+        assert_eq!(index.damaged(), BTreeSet::from([short.clone()]));
+        assert_eq!(index.check().await.expect("check"), BTreeSet::from([short.clone(), flipped.clone()]));
+        let used: Vec<_> = index.segments().iter().map(|segment| segment.name().to_owned()).collect();
+        assert_eq!(used, [whole]);
+        // Gone, they are forgotten.
+        std::fs::remove_file(dir.path().join(&flipped)).expect("remove");
+        index.refresh().await.expect("refresh");
+        assert_eq!(index.damaged(), BTreeSet::from([short]));
     }
 }

@@ -270,9 +270,10 @@ mod tests {
         ] {
             let bytes = reply.encode();
             assert!(bytes.len() <= MAX_MESSAGE);
-            assert_eq!(Reply::decode(&bytes), Some(reply));
             // No prefix is taken for another message, but for texts and lists, which may be shorter.
-            assert_eq!(Reply::decode(&bytes[..1.min(bytes.len() - 1)]), None);
+            let shortest = matches!(reply, Reply::Read { .. }).then(|| Reply::Read { covered: Vec::new() });
+            assert_eq!(Reply::decode(&bytes), Some(reply));
+            assert_eq!(Reply::decode(&bytes[..1]), shortest);
         }
         assert_eq!(Reply::decode(&[5, 9]), None);
         assert_eq!(Request::decode(&[1, 2, 3]), None);

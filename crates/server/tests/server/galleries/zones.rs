@@ -218,8 +218,17 @@ async fn two_replicas_are_two_copies_and_one_heals_the_other() {
     assert!(
         gallery.stats().await["zones"][0]["error"].as_str().is_some_and(|text| text.contains("store.json"))
     );
-    std::fs::remove_dir_all(gallery.folder(0)).expect("removes");
-    std::fs::rename(copy, gallery.folder(0)).expect("renames");
+    // The service has noticed, and tries to repair the zone meanwhile.
+    let mut tries = 0;
+    let removed = || match std::fs::remove_dir_all(gallery.folder(0)) {
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Ok(()) => true,
+    };
+    while !removed() || std::fs::rename(&copy, gallery.folder(0)).is_err() {
+        tries += 1;
+        assert!(tries < 1000, "the folder does not stay empty");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 
     // A replica less is a copy less, without anybody asking for it.
     let fewer = json!({"name": "eastus", "regionalReplicaCount": 1});
