@@ -311,7 +311,8 @@ async fn prepare(place: &Place, west: &Store, east: &Store, disk: &Path, operati
             let pack = packs[number as usize % packs.len()];
             let len = pack.metadata().expect("size").len();
             let file = std::fs::File::options().read(true).write(true).open(pack).expect("open");
-            let (mut byte, at) = ([0], 100 + number * 7919 * 4096 % (len - 100));
+            // Behind the pack's header; the smallest pack has a frame of one block of one byte, 100 bytes in all.
+            let (mut byte, at) = ([0], 48 + number * 7919 * 4096 % (len - 48));
             file.read_exact_at(&mut byte, at).expect("read");
             file.write_all_at(&[byte[0] ^ 2], at).expect("write");
         }
