@@ -10,6 +10,7 @@ use crate::format::{
     pack_key,
 };
 use crate::id::PackId;
+use crate::objects::READ_ATTEMPTS;
 use crate::seal::{KeyRing, open_frame};
 use crate::store::{Store, pack_path, segment_path};
 use crate::write::write_segment;
@@ -19,6 +20,8 @@ use crate::{Error, Result};
 const MAX_FALSE_FRAMES: u32 = 1000;
 /// Entries that are gathered for one new segment; a pack adds at most as many as it may have.
 const SEGMENT_ENTRIES: usize = MAX_SEGMENT_ENTRIES as usize / 2;
+/// Packs that are gathered for one; the format allows twice as many.
+const SEGMENT_PACKS: u32 = 32_768;
 
 impl Store {
     /// Reads every pack that no whole segment names and has the index name what is whole in it; removes the segments that
@@ -30,12 +33,19 @@ impl Store {
         let packs = self.list_packs().await?;
         let named: HashSet<PackId> =
             self.index().segments().iter().flat_map(|segment| segment.packs().to_vec()).collect();
-        let (mut entries, mut read) = (Vec::new(), 0);
+        let (mut entries, mut gathered, mut read) = (Vec::new(), 0, 0);
         for (pack, bytes) in packs.into_iter().filter(|(pack, _)| !named.contains(pack)) {
-            entries.extend(self.scan_pack(pack, bytes).await?);
+            match self.scan_pack(pack, bytes).await {
+                Ok(found) => entries.extend(found),
+                // It stays without a name, and the next repair looks into it again.
+                Err(error) if error.is_damage() => tracing::warn!(%error, "a pack is not indexed"),
+                Err(error) => return Err(error),
+            }
             read += 1;
-            if entries.len() >= SEGMENT_ENTRIES {
+            gathered += 1;
+            if entries.len() >= SEGMENT_ENTRIES || gathered == SEGMENT_PACKS {
                 write_segment(self, std::mem::take(&mut entries)).await?;
+                gathered = 0;
             }
         }
         if !entries.is_empty() {
@@ -48,12 +58,29 @@ impl Store {
         Ok(read)
     }
 
-    /// Everything whole that a pack holds; nothing if it is gone.
+    /// Everything whole that a pack holds; nothing if it is gone. What came over a network and is not whole is asked for again:
+    /// a pack that the index names in part is not looked into by the next repair.
     async fn scan_pack(&self, pack: PackId, bytes: u64) -> Result<Vec<Entry>> {
+        let attempts = if self.location().as_folder().is_none() { READ_ATTEMPTS } else { 1 };
+        let mut best = Vec::new();
+        for _ in 0..attempts {
+            let (entries, whole) = self.scan_once(pack, bytes).await?;
+            if entries.len() >= best.len() {
+                best = entries;
+            }
+            if whole {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    /// The entries of one reading, and whether nothing in it was damaged.
+    async fn scan_once(&self, pack: PackId, bytes: u64) -> Result<(Vec<Entry>, bool)> {
         let path = pack_path(&pack);
         if bytes > u64::from(MAX_PACK_BYTES) {
             tracing::warn!(%path, bytes, "not a pack: it is larger than one may be");
-            return Ok(Vec::new());
+            return Ok((Vec::new(), true));
         }
         let got = match self.objects().get(&path).await {
             Ok(object) => object.bytes().await,
@@ -61,7 +88,7 @@ impl Store {
         };
         let content = match got {
             Ok(content) => content,
-            Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
+            Err(object_store::Error::NotFound { .. }) => return Ok((Vec::new(), true)),
             Err(error) => return Err(Error::objects("read", &path)(error)),
         };
         let keys = self.keys().cloned();
@@ -74,7 +101,8 @@ impl Store {
 }
 
 /// The entries of the frames of a pack that are whole, wherever they are: the header of one before may be damaged.
-fn scan(pack: PackId, content: &Bytes, keys: Option<&KeyRing>) -> Vec<Entry> {
+/// Says as well whether all of them are.
+fn scan(pack: PackId, content: &Bytes, keys: Option<&KeyRing>) -> (Vec<Entry>, bool) {
     let mut entries = Vec::new();
     let mut at = pack_frames_at(content);
     let mut damaged = 0;
@@ -105,7 +133,7 @@ fn scan(pack: PackId, content: &Bytes, keys: Option<&KeyRing>) -> Vec<Entry> {
             }
         }
     }
-    entries
+    (entries, damaged == 0)
 }
 
 /// Moves `at` to the next place that looks like a frame, and returns its length.
